@@ -1,0 +1,221 @@
+"""What does the data say of each weight? Sums over tokens and sequences, gathered in one pass.
+
+Every term of a sum belongs to one token or to one whole sequence, never to a batch, so that neither the batch size nor
+(later) the number of ranks changes the result beyond rounding. Only what the score needs is gathered.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from hf_mamba_prune.architectures import Tap, Target
+
+
+class Need(Enum):
+    """A sum that a score can ask for."""
+
+    INPUT_SQUARE = "sum over tokens of the squared input"
+    GRADIENT_SUM = "sum over sequences of the gradient"
+    GRADIENT_ABSOLUTE = "sum over sequences of the absolute gradient"
+    GRADIENT_SQUARE = "sum over sequences of the squared gradient"
+
+
+GRADIENT_TERMS: dict[Need, Callable[[torch.Tensor], torch.Tensor]] = {
+    Need.GRADIENT_SUM: lambda gradient: gradient,
+    Need.GRADIENT_ABSOLUTE: torch.abs,
+    Need.GRADIENT_SQUARE: torch.square,
+}
+
+
+@dataclass
+class TargetStatistics:
+    """The sums of one target.
+
+    Input sums are float64 and broadcast to (out, in): (1, in) for a linear weight, (channels, taps) for a convolution,
+    (channels, 1) for a per-channel factor. Gradient sums have the weight's shape and are float32: a term is a whole
+    sequence, and over a few thousand of them float32 keeps more digits than the gradients themselves have.
+    """
+
+    sums: dict[Need, torch.Tensor] = field(default_factory=dict)
+    tokens: int = 0
+    sequences: int = 0
+
+    def add(self, need: Need, term: torch.Tensor) -> None:
+        """Add one term in place."""
+        if need in self.sums:
+            self.sums[need] += term
+        else:
+            self.sums[need] = term.clone()
+
+    def mean_over_tokens(self, need: Need) -> torch.Tensor:
+        """The sum divided by the number of tokens seen."""
+        return self.sums[need] / self.tokens
+
+    def mean_over_sequences(self, need: Need) -> torch.Tensor:
+        """The sum divided by the number of sequences seen."""
+        return self.sums[need] / self.sequences
+
+
+Statistics = dict[str, TargetStatistics]
+
+
+def calibrate(
+    model: nn.Module,
+    targets: Sequence[Target],
+    sequences: torch.Tensor,
+    needs: frozenset[Need],
+    batch_size: int = 4,
+) -> Statistics:
+    """Run the sequences through the model and gather what `needs` asks for.
+
+    Args:
+        model: a causal language model of a supported type; left as it was found (mode, gradients, hooks).
+        targets: whose statistics are wanted.
+        sequences: token ids (samples, l), without padding.
+        needs: which sums.
+        batch_size: sequences per forward pass. Gradients are taken of one sequence at a time, whatever it is.
+
+    Returns:
+        Target name -> its statistics; empty when nothing is needed.
+
+    Raises:
+        ValueError: a target's component has no input to measure.
+        RuntimeError: a target saw no token, or the loss is not finite.
+    """
+    if not needs:
+        return {}
+    statistics: Statistics = defaultdict(TargetStatistics)
+    gradient_needs = [need for need in GRADIENT_TERMS if need in needs]
+    step = 1 if gradient_needs else batch_size
+    with ExitStack() as stack:
+        stack.enter_context(_evaluation_mode(model))
+        if Need.INPUT_SQUARE in needs:
+            stack.enter_context(_input_hooks(model, targets, statistics))
+        if gradient_needs:
+            stack.enter_context(_gradient_hooks(model, targets, statistics, gradient_needs))
+        stack.enter_context(torch.set_grad_enabled(bool(gradient_needs)))
+        with tqdm(total=len(sequences), desc="calibrate", unit="seq") as bar:
+            for batch in sequences.split(step):
+                _run(model, batch.to(model.device), bool(gradient_needs))
+                bar.update(len(batch))
+    _refuse_unseen(targets, statistics, needs)
+    return dict(statistics)
+
+
+def _run(model: nn.Module, batch: torch.Tensor, backward: bool) -> None:
+    logits = model(input_ids=batch, use_cache=False).logits
+    if not backward:
+        return
+    loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), batch[:, 1:].flatten())
+    if not torch.isfinite(loss):
+        raise RuntimeError(f"the calibration loss is {loss.item()}: the model gives no finite predictions.")
+    loss.backward()
+
+
+def _refuse_unseen(targets: Sequence[Target], statistics: Statistics, needs: frozenset[Need]) -> None:
+    for target in targets:
+        missing = [need.name for need in needs if need not in statistics[target.name].sums]
+        if missing:
+            raise RuntimeError(
+                f"{target.name} saw no token during calibration ({', '.join(missing)}): its row of the architecture "
+                "table does not fit this model."
+            )
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, because in training mode fused kernels pass the taps by; what was on before is put back."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _input_hooks(model: nn.Module, targets: Sequence[Target], statistics: Statistics) -> Iterator[None]:
+    for target in targets:
+        if target.tap is None:
+            raise ValueError(f"component {target.component!r} has no measurable input: choose a score without one.")
+    with ExitStack() as stack:
+        for target in targets:
+            own = statistics[target.name]
+            stack.enter_context(observe(model, target.tap, lambda x, t=target, s=own: _add_input(s, t, x)))
+        yield
+
+
+@contextmanager
+def observe(model: nn.Module, tap: Tap, see: Callable[[torch.Tensor], None]) -> Iterator[None]:
+    """Call `see` with every (b, l, in) tensor that passes the tap, until the context ends."""
+    module = model.get_submodule(tap.module)
+    if tap.side == "input":
+        handle = module.register_forward_pre_hook(lambda _, args: see(tap.read(args[0]).detach()))
+    else:
+        handle = module.register_forward_hook(lambda _, args, output: see(tap.read(output).detach()))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _add_input(statistics: TargetStatistics, target: Target, observed: torch.Tensor) -> None:
+    x = observed.double()
+    squares = x.square().sum((0, 1))
+    if target.kind == "conv":
+        squares = torch.stack([x[:, : x.shape[1] - lag].square().sum((0, 1)) for lag in _lags(target)], dim=1)
+    elif target.kind == "channel":
+        squares = squares[:, None]
+    else:
+        squares = squares[None, :]
+    statistics.add(Need.INPUT_SQUARE, squares)
+    statistics.tokens += x.shape[0] * x.shape[1]
+
+
+def _lags(target: Target) -> range:
+    """How far back each tap of a causal convolution looks: the last tap sees the present token."""
+    return range(target.shape[1] - 1, -1, -1)
+
+
+@contextmanager
+def _gradient_hooks(
+    model: nn.Module, targets: Sequence[Target], statistics: Statistics, needs: Sequence[Need]
+) -> Iterator[None]:
+    """Let gradients flow to the targets only; each is taken and freed as soon as the backward pass has made it."""
+    before = {name: (p.requires_grad, p.grad) for name, p in model.named_parameters()}
+    with ExitStack() as stack:
+        for name, parameter in model.named_parameters():
+            stack.callback(_restore, parameter, *before[name])
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        for target in targets:
+            parameter = model.get_parameter(target.name).requires_grad_(True)
+            take = _taker(target, statistics[target.name], needs)
+            stack.callback(parameter.register_post_accumulate_grad_hook(take).remove)
+        yield
+
+
+def _restore(parameter: nn.Parameter, requires_grad: bool, gradient: torch.Tensor | None) -> None:
+    parameter.requires_grad_(requires_grad)
+    parameter.grad = gradient
+
+
+def _taker(target: Target, statistics: TargetStatistics, needs: Sequence[Need]) -> Callable[[nn.Parameter], None]:
+    def take(parameter: nn.Parameter) -> None:
+        gradient = parameter.grad.float().view(target.shape)
+        parameter.grad = None
+        for need in needs:
+            statistics.add(need, GRADIENT_TERMS[need](gradient))
+        statistics.sequences += 1
+
+    return take

@@ -1,0 +1,107 @@
+"""Save a pruned model as an ordinary transformers checkpoint, all of it or nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_mamba_prune.config import PruningConfig
+from hf_mamba_prune.report import REPORT_NAME
+
+
+def check_output(folder: Path, overwrite: bool) -> None:
+    """Refuse an output folder early, before any work is done.
+
+    Raises:
+        ValueError: it holds something and `overwrite` is off, or it holds something that is not a result of ours.
+        RuntimeError: it cannot be written.
+    """
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise ValueError(f"the output {folder} exists and is not a folder.")
+    if folder.is_dir() and any(folder.iterdir()):
+        if not overwrite:
+            raise ValueError(f"the output folder {folder} is not empty: choose another one, or pass --overwrite.")
+        if not (folder / REPORT_NAME).is_file():
+            raise ValueError(f"{folder} holds no {REPORT_NAME}, so it is not a result of this tool: not overwritten.")
+    parent = _existing_parent(folder)
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise RuntimeError(f"the output folder {folder} cannot be written: no permission in {parent}.")
+
+
+def _existing_parent(folder: Path) -> Path:
+    parent = folder.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    return parent
+
+
+@contextmanager
+def whole_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary folder beside `folder` that takes its name when the block ends well, and vanishes otherwise.
+
+    What stood there before is moved aside first and removed last, so that a kill at any moment leaves the old result
+    or the new one. Two processes never write into one folder: the second to finish finds it taken.
+
+    Raises:
+        ValueError: somebody else filled the folder in the meantime.
+    """
+    folder = folder.absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    aside = temporary.with_name(temporary.name + ".old")
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if overwrite and folder.exists():
+            folder.rename(aside)
+        try:
+            temporary.rename(folder)
+        except OSError as error:
+            if aside.exists():
+                aside.rename(folder)
+            raise ValueError(f"the output folder {folder} was filled by somebody else meanwhile.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_checkpoint(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PruningConfig,
+    dtype: torch.dtype,
+) -> None:
+    """Write weights (literal zeros, no masks, the usual names), tokenizer and pruning config into a folder.
+
+    Args:
+        folder: exists and is empty.
+        model: the pruned model.
+        tokenizer: saved beside it.
+        config: saved as `pruning_config.json`.
+        dtype: of the weights on disk.
+    """
+    state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
+    model.save_pretrained(folder, state_dict=state)
+    path = folder / "config.json"
+    values = json.loads(path.read_text(encoding="utf-8")) | {"dtype": str(dtype).removeprefix("torch.")}
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    tokenizer.save_pretrained(folder)
+    config.save_pretrained(folder)
+
+
+def round_to(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Round the weights in place to what a checkpoint of `dtype` will hold, so that what is evaluated is what is saved."""
+    if model.dtype == dtype:
+        return
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.to(dtype))

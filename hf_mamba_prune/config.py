@@ -1,0 +1,169 @@
+"""What the user asks for: one frozen, validated object that goes through the command, the Trainer and the Space."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+from hf_mamba_prune.schedules import SCHEDULES
+
+CONFIG_NAME = "pruning_config.json"
+SCORE_NAMES = ("magnitude", "gradient-magnitude", "fisher", "wanda", "random")
+ALLOCATION_NAMES = ("uniform", "per-row", "global")
+GRADIENT_NAMES = ("absolute", "signed")
+
+
+def closest(kind: str, given: str, known: tuple[str, ...]) -> str:
+    """The text of an error for an unknown name, with the nearest right one first."""
+    near = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"unknown {kind} {given!r}.{hint} Known: {', '.join(known)}."
+
+
+@dataclass(frozen=True)
+class PruningConfig:
+    """How a model is pruned. Every field is plain JSON, so that a saved config repeats the run.
+
+    Args:
+        sparsity: share of the prunable weights to set to zero, 0 <= sparsity < 1. Default: what `pattern` sets, or 0.5.
+        pattern: `"unstructured"`, or `"N:M"` (keep N of every M neighbours in a row; sets the sparsity itself).
+        score: which weight matters, one of `SCORE_NAMES`.
+        allocation: where the sparsity goes, one of `ALLOCATION_NAMES`.
+        alpha: exponent of the gradient in `gradient-magnitude`, 0 or more; 0 is plain magnitude (arXiv 2505.08299).
+        gradient: how gradients are aggregated over sequences in `gradient-magnitude`: the sum of each sequence's
+            absolute gradient, or the absolute value of the signed sum.
+        ceiling: highest sparsity that a global ranking may give to one tensor, 0 < ceiling <= 1.
+        components: the components to prune; empty means the architecture's defaults.
+        component_sparsity: fixed sparsity of single components; the others take up the rest, so that the total holds.
+        schedule: how the sparsity rises when `steps` > 1, a key of `schedules.SCHEDULES`.
+        steps: pruning steps; scores are measured anew before each.
+        calibration_samples: number of calibration sequences, at least 1.
+        calibration_length: tokens per calibration sequence, at least 2.
+        batch_size: sequences per forward pass of the calibration; changes speed and memory, never the result.
+        seed: seed of every random choice (calibration windows, ties, `random` scores).
+
+    Raises:
+        ValueError: a value is out of range, unknown, or contradicts another.
+    """
+
+    sparsity: float | None = None
+    pattern: str = "unstructured"
+    score: str = "gradient-magnitude"
+    allocation: str | None = None
+    alpha: float = 1.0
+    gradient: str = "absolute"
+    ceiling: float = 0.95
+    components: tuple[str, ...] = ()
+    component_sparsity: Mapping[str, float] = field(default_factory=dict)
+    schedule: str = "cubic"
+    steps: int = 1
+    calibration_samples: int = 128
+    calibration_length: int = 512
+    batch_size: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self._check_names()
+        self._check_numbers()
+        group = self.group
+        sparsity, allocation = self.sparsity, self.allocation
+        if group is not None:
+            own = 1 - group[0] / group[1]
+            if sparsity is not None and not math.isclose(sparsity, own, abs_tol=1e-9):
+                raise ValueError(f"pattern {self.pattern} means a sparsity of {own:.4g}, but sparsity is {sparsity}.")
+            if allocation not in (None, "uniform") or self.component_sparsity:
+                raise ValueError(f"pattern {self.pattern} fixes every row: only allocation 'uniform' goes with it.")
+            sparsity, allocation = own, "uniform"
+        object.__setattr__(self, "sparsity", float(0.5 if sparsity is None else sparsity))
+        object.__setattr__(self, "allocation", allocation or "global")
+        object.__setattr__(self, "components", tuple(self.components))
+        object.__setattr__(self, "component_sparsity", dict(self.component_sparsity))
+
+    @property
+    def group(self) -> tuple[int, int] | None:
+        """(N, M) of an N:M pattern, None for unstructured."""
+        if self.pattern == "unstructured":
+            return None
+        found = re.fullmatch(r"(\d+):(\d+)", self.pattern)
+        if found is None or not 0 < int(found[1]) < int(found[2]):
+            raise ValueError(
+                f"pattern is {self.pattern!r}; expected 'unstructured' or N:M with 0 < N < M, like '2:4'."
+            )
+        return int(found[1]), int(found[2])
+
+    def _check_names(self) -> None:
+        choices = (
+            ("score", self.score, SCORE_NAMES),
+            ("schedule", self.schedule, tuple(SCHEDULES)),
+            ("allocation", self.allocation or "global", ALLOCATION_NAMES),
+            ("gradient", self.gradient, GRADIENT_NAMES),
+        )
+        for kind, given, known in choices:
+            if given not in known:
+                raise ValueError(closest(kind, str(given), known))
+
+    def _check_numbers(self) -> None:
+        shares = [("sparsity", self.sparsity)] if self.sparsity is not None else []
+        shares += [(f"component_sparsity of {name}", value) for name, value in self.component_sparsity.items()]
+        for name, value in shares:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+                raise ValueError(f"{name} is {value}; expected a number from 0 up to, but not including, 1.")
+        if not 0 < self.ceiling <= 1:
+            raise ValueError(f"ceiling is {self.ceiling}; expected 0 < ceiling <= 1.")
+        if not (math.isfinite(self.alpha) and self.alpha >= 0):
+            raise ValueError(f"alpha is {self.alpha}; expected a finite number, 0 or more.")
+        for name, low in (("steps", 1), ("calibration_samples", 1), ("calibration_length", 2), ("batch_size", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise ValueError(f"{name} is {value}; expected a whole number of at least {low}.")
+
+    def to_dict(self) -> dict:
+        """Plain JSON values; `from_dict` gives an equal config back."""
+        return asdict(self) | {"components": list(self.components)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping) -> PruningConfig:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: a key is unknown or a value is wrong.
+        """
+        known = tuple(f.name for f in fields(cls))
+        for key in values:
+            if key not in known:
+                raise ValueError(closest("key of a pruning config", str(key), known))
+        return cls(**values)
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Write `pruning_config.json` into `folder`, which is made when it is missing."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.to_dict(), indent=2) + "\n"
+        (Path(folder) / CONFIG_NAME).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike, revision: str | None = None) -> PruningConfig:
+        """Read the config of a pruned model from a folder or a Hub repository.
+
+        Raises:
+            ValueError: the folder has no such file, or it is not a pruning config.
+        """
+        path = Path(source) / CONFIG_NAME
+        if not Path(source).is_dir():
+            from huggingface_hub import hf_hub_download
+
+            path = Path(hf_hub_download(str(source), CONFIG_NAME, revision=revision))
+        if not path.is_file():
+            raise ValueError(f"{source} holds no {CONFIG_NAME}: it was not pruned by hf-mamba-prune.")
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not JSON: {error}.") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} holds a {type(values).__name__}; expected an object.")
+        return cls.from_dict(values)

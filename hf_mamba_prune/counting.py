@@ -1,0 +1,69 @@
+"""Count the zeros of a model before and after pruning, per weight, component, part and in the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from hf_mamba_prune.allocation import Budget
+from hf_mamba_prune.architectures import Target
+from hf_mamba_prune.report import Count, SparsityFacts
+
+
+class ZeroCounter:
+    """Counts when it is made, and again when asked for the facts."""
+
+    def __init__(self, model: nn.Module, targets: Sequence[Target]) -> None:
+        self._model, self._targets = model, targets
+        self._before = self._count()
+
+    def facts(self, asked: float, budget: Budget) -> SparsityFacts:
+        """What came of a run.
+
+        Args:
+            asked: sparsity that the config asks for.
+            budget: of the last pruning step.
+        """
+        before, after = self._before, self._count()
+        targets = tuple(Count(t.name, t.layer, t.size, sum(before[t.name]), sum(after[t.name])) for t in self._targets)
+        model_weights = sum(p.numel() for p in self._model.parameters())
+        return SparsityFacts(
+            asked=asked,
+            masked=budget.total,
+            prunable=Count(
+                "prunable weights",
+                None,
+                sum(c.weights for c in targets),
+                sum(c.zeros_before for c in targets),
+                sum(c.zeros for c in targets),
+            ),
+            model=Count("model", None, model_weights, before[""][0], after[""][0]),
+            components=self._components(before, after),
+            targets=targets,
+            at_ceiling=budget.at_ceiling,
+        )
+
+    def _count(self) -> dict[str, list[int]]:
+        """Zeros of every target, for each of its ranges of rows; of the whole model under the empty name."""
+        counts = {}
+        for target in self._targets:
+            zeros = (target.weight(self._model) == 0).sum(1)
+            counts[target.name] = [int(zeros[start:stop].sum()) for _, start, stop in _ranges(target)]
+        counts[""] = [sum(int((p == 0).sum()) for p in self._model.parameters())]
+        return counts
+
+    def _components(self, before: dict[str, list[int]], after: dict[str, list[int]]) -> tuple[Count, ...]:
+        sums: dict[str, list[int]] = {}
+        for target in self._targets:
+            for i, (part, start, stop) in enumerate(_ranges(target)):
+                for name in dict.fromkeys((target.component, part)):
+                    total = sums.setdefault(name, [0, 0, 0])
+                    total[0] += (stop - start) * target.shape[1]
+                    total[1] += before[target.name][i]
+                    total[2] += after[target.name][i]
+        return tuple(Count(name, None, *total) for name, total in sums.items())
+
+
+def _ranges(target: Target) -> tuple[tuple[str, int, int], ...]:
+    return target.parts or ((target.component, 0, target.shape[0]),)

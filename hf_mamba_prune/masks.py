@@ -1,0 +1,70 @@
+"""The mask: True = keep. Exact counts in a tensor, in a row, or in a group of an N:M pattern."""
+
+from __future__ import annotations
+
+import torch
+
+from hf_mamba_prune.allocation import Budget, divide
+from hf_mamba_prune.architectures import Target
+from hf_mamba_prune.config import PruningConfig
+from hf_mamba_prune.selection import Keeper, lowest, tie_order
+
+
+def target_mask(target: Target, scores: torch.Tensor, budget: Budget, config: PruningConfig) -> torch.Tensor:
+    """The mask of one target within its budget.
+
+    Args:
+        target: whose mask.
+        scores: (out, in) float32, finite, not negative; higher = keep.
+        budget: exact counts.
+        config: says whether counts hold for the tensor, each row, or each group of a row.
+
+    Returns:
+        (out, in) bool.
+
+    Raises:
+        RuntimeError: a score is not finite or negative.
+    """
+    if not torch.isfinite(scores).all() or (scores < 0).any():
+        raise RuntimeError(f"the {config.score} scores of {target.name} are not all finite and >= 0.")
+    pieces = []
+    for slot, count in budget.of(target):
+        own = slot.cut(scores)
+        if config.group is not None:
+            pieces.append(group_mask(own, *config.group, slot.name, config.seed))
+        elif config.allocation == "per-row":
+            pieces.append(row_mask(own, divide(count, [own.shape[1]] * len(own)), slot.name, config.seed))
+        else:
+            pieces.append(tensor_mask(own, count, slot.name, config.seed))
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+def tensor_mask(scores: torch.Tensor, count: int, name: str, seed: int) -> torch.Tensor:
+    """Drop the `count` lowest scores of a tensor; equal ones by the seeded order of `selection.tie_order`."""
+    return Keeper(lowest(lambda: [(name, scores)], count, seed)).keep(name, scores)
+
+
+def row_mask(scores: torch.Tensor, counts: list[int], name: str, seed: int) -> torch.Tensor:
+    """Drop the counts[i] lowest scores of row i: (out, in) -> bool (out, in)."""
+    keep = torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
+    limits = torch.tensor(counts, device=scores.device)
+    step = max(1, (1 << 20) // scores.shape[1])
+    for start in range(0, len(scores), step):
+        rank = _rank(scores[start : start + step], start * scores.shape[1], name, seed)
+        keep[start : start + step] = rank >= limits[start : start + step, None]
+    return keep
+
+
+def group_mask(scores: torch.Tensor, kept: int, of: int, name: str, seed: int) -> torch.Tensor:
+    """Keep the `kept` highest of every `of` neighbours in a row: (out, in) -> bool (out, in)."""
+    groups = scores.reshape(-1, of)
+    return row_mask(groups, [of - kept] * len(groups), name, seed).view(scores.shape)
+
+
+def _rank(scores: torch.Tensor, offset: int, name: str, seed: int) -> torch.Tensor:
+    """Place of each element in its row, lowest first, equal scores in the seeded order of their flat positions."""
+    positions = torch.arange(scores.numel(), device=scores.device) + offset
+    order = tie_order(positions, name, seed).view(scores.shape) >> 28
+    # The bit pattern of a non-negative float32 has 31 bits and the order 32: one int64 holds both.
+    composite = (scores.contiguous().view(torch.int32).long() << 32) | order
+    return composite.argsort(dim=1, stable=True).argsort(dim=1, stable=True)

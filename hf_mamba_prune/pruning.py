@@ -1,0 +1,152 @@
+"""The story: find targets -> calibrate -> score -> allocate -> mask -> evaluate -> report."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_mamba_prune.allocation import Budget, allocate
+from hf_mamba_prune.architectures import Target, find_targets
+from hf_mamba_prune.calibration import Statistics, calibrate
+from hf_mamba_prune.checkpoint import round_to
+from hf_mamba_prune.config import PruningConfig
+from hf_mamba_prune.counting import ZeroCounter
+from hf_mamba_prune.environment import CostMeter, hardware, versions
+from hf_mamba_prune.evaluation import Evaluation
+from hf_mamba_prune.loading import weights_sha256
+from hf_mamba_prune.masks import target_mask
+from hf_mamba_prune.report import CalibrationFacts, ModelFacts, PruningReport
+from hf_mamba_prune.schedules import sparsity_at
+from hf_mamba_prune.scores import Score, build_score
+from hf_mamba_prune.sequences import sample_sequences
+from hf_mamba_prune.texts import TextSource
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model is from and how it is run, for the report.
+
+    Args:
+        id: Hub id or folder.
+        revision: commit of the Hub repository.
+        command: the command line.
+        saved_dtype: in which the result will be saved; None means the model's own.
+    """
+
+    id: str
+    revision: str | None = None
+    command: str | None = None
+    saved_dtype: torch.dtype | None = None
+
+
+def prune(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PruningConfig,
+    calibration: TextSource | None = None,
+    evaluation: Evaluation | None = None,
+    origin: Origin | None = None,
+) -> PruningReport:
+    """Prune a model in place and say what came of it.
+
+    Args:
+        model: a causal language model of a supported type.
+        tokenizer: of the model.
+        config: how to prune.
+        calibration: the text that scores are measured on; not needed by scores without data.
+        evaluation: what to measure before and after; None measures nothing.
+        origin: where the model is from; default: what the model remembers.
+
+    Returns:
+        The report; the model now holds literal zeros.
+
+    Raises:
+        ValueError: the config does not fit the model, or the calibration text is missing or too short.
+        RuntimeError: the model gives no finite predictions, or a weight saw no token.
+    """
+    meter = CostMeter()
+    targets = find_targets(model, config.components)
+    score = build_score(config)
+    origin = origin or Origin(model.name_or_path)
+    evaluation = evaluation or Evaluation()
+    facts = _model_facts(model, origin)
+    sequences = _sequences(score, tokenizer, config, calibration)
+    zeros = ZeroCounter(model, targets)
+
+    with meter.step("evaluate"):
+        before = evaluation.run(model, tokenizer)
+    for step in range(1, config.steps + 1):
+        sparsity = sparsity_at(config.schedule, step / config.steps, config.sparsity)
+        with meter.step("calibrate"):
+            statistics = calibrate(model, targets, sequences, score.needs, config.batch_size) if score.needs else {}
+        with meter.step("prune"):
+            budget = apply_masks(model, targets, score, statistics, config, sparsity)
+    round_to(model, origin.saved_dtype or model.dtype)
+    with meter.step("evaluate"):
+        after = evaluation.run(model, tokenizer)
+    return PruningReport(
+        config=config.to_dict(),
+        command=origin.command,
+        model=facts,
+        sparsity=zeros.facts(config.sparsity, budget),
+        calibration=None
+        if calibration is None or not score.needs
+        else _calibration_facts(calibration.name, sequences),
+        before=before,
+        after=after,
+        costs=meter.costs,
+        versions=versions(),
+        hardware=hardware(model.device),
+    )
+
+
+@torch.no_grad()
+def apply_masks(
+    model: PreTrainedModel,
+    targets: Sequence[Target],
+    score: Score,
+    statistics: Statistics,
+    config: PruningConfig,
+    sparsity: float,
+) -> Budget:
+    """Score, allocate and set the lowest weights to zero, one target in memory at a time."""
+
+    def score_of(target: Target) -> torch.Tensor:
+        return score(target, target.weight(model), statistics.get(target.name))
+
+    budget = allocate(targets, score_of, config, sparsity)
+    for target in targets:
+        keep = target_mask(target, score_of(target), budget, config)
+        target.weight(model).masked_fill_(~keep, 0)
+    return budget
+
+
+def _sequences(
+    score: Score, tokenizer: PreTrainedTokenizerBase, config: PruningConfig, calibration: TextSource | None
+) -> torch.Tensor | None:
+    if not score.needs:
+        return None
+    if calibration is None:
+        raise ValueError(f"the score {config.score!r} is measured on data: give a calibration text.")
+    return sample_sequences(calibration, tokenizer, config.calibration_samples, config.calibration_length, config.seed)
+
+
+def _calibration_facts(name: str, sequences: torch.Tensor) -> CalibrationFacts:
+    digest = hashlib.sha256(sequences.numpy().tobytes()).hexdigest()
+    return CalibrationFacts(name, *sequences.shape, digest)
+
+
+def _model_facts(model: PreTrainedModel, origin: Origin) -> ModelFacts:
+    return ModelFacts(
+        id=origin.id,
+        revision=origin.revision,
+        model_type=model.config.model_type,
+        parameters=sum(p.numel() for p in model.parameters()),
+        layers=model.config.num_hidden_layers,
+        dtype=str(origin.saved_dtype or model.dtype).removeprefix("torch."),
+        weights_sha256=weights_sha256(model),
+    )

@@ -1,0 +1,211 @@
+"""All that is known of a run: the only input of figures, card and Space. No torch here: a report is plain data."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+REPORT_NAME = "report.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class LanguageMetrics:
+    """Quality on one text.
+
+    Args:
+        text: its name.
+        perplexity: per predicted token.
+        bits_per_byte: of the original text.
+        word_perplexity: per word, split at white space.
+        tokens: how many were predicted.
+        window: tokens the model saw at once.
+        stride: tokens from one window to the next.
+        dtype: of the weights during the evaluation.
+        tokens_per_second: of this evaluation, on the machine that the report names.
+    """
+
+    text: str
+    perplexity: float
+    bits_per_byte: float
+    word_perplexity: float
+    tokens: int
+    window: int
+    stride: int
+    dtype: str
+    tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Which model was pruned.
+
+    Args:
+        id: Hub id or folder name, as given.
+        revision: commit of the Hub repository, None for a folder.
+        model_type: of the transformers config.
+        parameters: number of weights, tied ones once.
+        layers: number of blocks.
+        dtype: in which it is saved.
+        weights_sha256: hash over all weights before pruning.
+    """
+
+    id: str
+    revision: str | None
+    model_type: str
+    parameters: int
+    layers: int
+    dtype: str
+    weights_sha256: str
+
+
+@dataclass(frozen=True)
+class Count:
+    """Zeros among some weights.
+
+    Args:
+        name: of a component, a part of one, or a state-dict name.
+        layer: index of the block; None outside the blocks and for sums over blocks.
+        weights: how many.
+        zeros_before: zeros before this run.
+        zeros: zeros after it.
+    """
+
+    name: str
+    layer: int | None
+    weights: int
+    zeros_before: int
+    zeros: int
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros, 0 to 1."""
+        return self.zeros / self.weights if self.weights else 0.0
+
+
+@dataclass(frozen=True)
+class SparsityFacts:
+    """What was asked for and what came of it.
+
+    Args:
+        asked: sparsity of the prunable weights that the config asks for.
+        masked: how many weights the masks set to zero, exactly what was asked for.
+        prunable: zeros among the prunable weights; more than `masked` when there were more before.
+        model: zeros among all weights of the model.
+        components: per component and part of a component, summed over the blocks.
+        targets: per weight, with its block.
+        at_ceiling: weights that the global ranking would have emptied further than the ceiling allows.
+    """
+
+    asked: float
+    masked: int
+    prunable: Count
+    model: Count
+    components: tuple[Count, ...]
+    targets: tuple[Count, ...]
+    at_ceiling: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CalibrationFacts:
+    """Which data the scores were measured on; `tokens_sha256` is the hash of the token ids."""
+
+    source: str
+    samples: int
+    length: int
+    tokens_sha256: str
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Wall-clock seconds of one step and the highest resident memory of the process during it, in bytes."""
+
+    step: str
+    seconds: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class PruningReport:
+    """Everything about one run, as `report.json` holds it.
+
+    Args:
+        config: `PruningConfig.to_dict()`.
+        command: the command line that repeats the run, None when called from Python.
+        model: what was pruned.
+        sparsity: what came of it.
+        calibration: None when the score needs no data.
+        before: metrics of the dense model, one for each text.
+        after: the same of the pruned model, in the same order.
+        costs: seconds and memory of every step.
+        versions: of the packages that matter.
+        hardware: processor, cores, memory, device, kernels.
+    """
+
+    config: dict
+    model: ModelFacts
+    sparsity: SparsityFacts
+    calibration: CalibrationFacts | None
+    before: tuple[LanguageMetrics, ...]
+    after: tuple[LanguageMetrics, ...]
+    costs: tuple[StepCost, ...]
+    versions: dict[str, str]
+    hardware: dict[str, str | int]
+    command: str | None = None
+    format_version: int = field(default=FORMAT_VERSION)
+
+    def perplexity_ratio(self) -> float | None:
+        """Perplexity after / before on the first text; None when nothing was evaluated."""
+        return self.after[0].perplexity / self.before[0].perplexity if self.before and self.after else None
+
+    def to_dict(self) -> dict:
+        """Plain JSON values."""
+        return asdict(self)
+
+    def save(self, folder: str | os.PathLike) -> Path:
+        """Write `report.json` into an existing folder."""
+        path = Path(folder) / REPORT_NAME
+        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        return path
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> PruningReport:
+        """Read `report.json` of a folder.
+
+        Raises:
+            ValueError: there is none, or it is of another format.
+        """
+        path = Path(folder) / REPORT_NAME
+        if not path.is_file():
+            raise ValueError(f"{folder} holds no {REPORT_NAME}: it was not written by hf-mamba-prune.")
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values.get("format_version") != FORMAT_VERSION:
+            raise ValueError(
+                f"{path} has format {values.get('format_version')}; this version reads {FORMAT_VERSION}: "
+                "use the version of hf-mamba-prune that wrote it."
+            )
+        return cls.from_dict(values)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> PruningReport:
+        """The inverse of `to_dict`."""
+        values = dict(values)
+        values["model"] = ModelFacts(**values["model"])
+        values["sparsity"] = _sparsity_from(values["sparsity"])
+        if values["calibration"] is not None:
+            values["calibration"] = CalibrationFacts(**values["calibration"])
+        for key, kind in (("before", LanguageMetrics), ("after", LanguageMetrics), ("costs", StepCost)):
+            values[key] = tuple(kind(**item) for item in values[key])
+        return cls(**values)
+
+
+def _sparsity_from(values: dict) -> SparsityFacts:
+    values = dict(values)
+    for key in ("prunable", "model"):
+        values[key] = Count(**values[key])
+    for key in ("components", "targets"):
+        values[key] = tuple(Count(**item) for item in values[key])
+    values["at_ceiling"] = tuple(values["at_ceiling"])
+    return SparsityFacts(**values)

@@ -1,0 +1,138 @@
+"""Exactly the k lowest of many scores, without sorting or joining them: radix selection over float bit patterns.
+
+The bit pattern of a non-negative float32 grows with its value. Two histogram passes (the high 16 bits, then the low 16
+bits of those that share the right high bits) give the k-th smallest key; the tensors are visited one at a time, and the
+only memory is one histogram. Histograms of several ranks may simply be added.
+
+Among equal scores the order is that of a seeded hash of (name, index), found by the same passes over the hash: a choice
+by position would empty one end of a bf16 model, where thousands of scores are equal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from hf_mamba_prune import native
+
+Visit = Callable[[], Iterable[tuple[str, torch.Tensor]]]
+"""Gives (name, scores) of every tensor of the ranking, anew and in the same order at each call."""
+
+_MIX = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+_HASH_BITS = 60
+_PIECE = 1 << 24
+
+
+def name_seed(name: str, seed: int) -> int:
+    """A 63-bit number that is the same on every machine for the same name and seed."""
+    digest = hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _signed(value: int) -> int:
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def _shift(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """Logical right shift of int64."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def tie_order(positions: torch.Tensor, name: str, seed: int) -> torch.Tensor:
+    """Pseudo-random order of the elements at flat `positions` of a tensor: int64 in [0, 2^60), nearly never equal."""
+    x = (positions + 1) * _signed(0x9E3779B97F4A7C15) + _signed(name_seed(name, seed) * 2 + 1)
+    x = (x ^ _shift(x, 30)) * _signed(_MIX[0])
+    x = (x ^ _shift(x, 27)) * _signed(_MIX[1])
+    return _shift(x ^ _shift(x, 31), 64 - _HASH_BITS)
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Which scores go: keys below `key`, and of those at `key` the ones whose order is below `order`.
+
+    `at_order` of the elements that sit exactly at both go as well, first come first gone; it is 1 unless two hashes
+    collide.
+    """
+
+    key: int
+    order: int
+    at_order: int
+    seed: int
+
+
+def lowest(visit: Visit, count: int, seed: int) -> Threshold:
+    """The threshold under which exactly `count` scores of all tensors lie.
+
+    Args:
+        visit: gives the tensors; scores are float32, finite, not negative, of any shape.
+        count: 0 to the number of scores.
+        seed: decides among equal scores.
+
+    Raises:
+        ValueError: fewer scores than `count`.
+    """
+    if count == 0:
+        return Threshold(0, 0, 0, seed)
+
+    def keys(prefix: int, done: int, bits: int) -> torch.Tensor:
+        return sum(native.radix_histogram(scores.flatten(), prefix, done, bits).cpu() for _, scores in visit())
+
+    key, rest = _descend(keys, (16, 16), count)
+
+    def orders(prefix: int, done: int, bits: int) -> torch.Tensor:
+        histogram = torch.zeros(1 << bits, dtype=torch.int64)
+        for name, scores in visit():
+            for ties in _ties(scores.flatten(), key):
+                order = tie_order(ties, name, seed)
+                order = order[(order >> (_HASH_BITS - done)) == prefix]
+                bins = (order >> (_HASH_BITS - done - bits)) & ((1 << bits) - 1)
+                histogram += torch.bincount(bins, minlength=1 << bits).cpu()
+        return histogram
+
+    order, rest = _descend(orders, (20, 20, 20), rest)
+    return Threshold(key, order, rest, seed)
+
+
+def _ties(flat: torch.Tensor, key: int) -> Iterator[torch.Tensor]:
+    """Positions of the elements at `key`, piece by piece: a constant tensor is one tie, and positions are int64."""
+    for start in range(0, len(flat), _PIECE):
+        yield native.tie_positions(flat[start : start + _PIECE], key) + start
+
+
+def _descend(histogram: Callable, passes: tuple[int, ...], count: int) -> tuple[int, int]:
+    """(the key of the count-th smallest element, how many elements at that key are within the count)."""
+    prefix, done = 0, 0
+    for bits in passes:
+        cumulative = histogram(prefix, done, bits).cumsum(0)
+        if count > cumulative[-1]:
+            raise ValueError(f"{count} scores were asked for, but there are only {int(cumulative[-1])}.")
+        found = int(torch.searchsorted(cumulative, count))
+        count -= int(cumulative[found - 1]) if found else 0
+        prefix, done = (prefix << bits) | found, done + bits
+    return prefix, count
+
+
+class Keeper:
+    """Applies a threshold to the tensors of its ranking, one by one and in the same order."""
+
+    def __init__(self, threshold: Threshold) -> None:
+        self._threshold = threshold
+        self._left = threshold.at_order
+
+    def keep(self, name: str, scores: torch.Tensor) -> torch.Tensor:
+        """Scores -> bool of the same shape, True where the weight stays."""
+        threshold = self._threshold
+        flat = scores.flatten()
+        keep = torch.empty(flat.shape, dtype=torch.bool, device=flat.device)
+        native.keep_above(flat, threshold.key, keep)
+        for ties in _ties(flat, threshold.key):
+            order = tie_order(ties, name, threshold.seed)
+            exact = ties[order == threshold.order]
+            keep[ties[order > threshold.order]] = True
+            keep[exact[self._left :]] = True
+            self._left -= min(self._left, len(exact))
+        return keep.view(scores.shape)
