@@ -17,6 +17,9 @@ from hf_mamba_prune.selection import Keeper, lowest
 ScoreOf = Callable[[Target], torch.Tensor]
 """Scores of one target (out, in), computed anew at each call, so that only one target's are in memory."""
 
+Division = tuple[list[int], list[str]]
+"""Weights to prune of each slot, and the names of the slots held at the ceiling."""
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -68,7 +71,7 @@ class Budget:
 
 
 def divide(total: int, sizes: Sequence[int]) -> list[int]:
-    """Divide `total` in proportion to `sizes`, in whole numbers: largest remainders, the earlier first among equals."""
+    """Divide `total` in proportion to `sizes`, in whole numbers: largest remainders, the earlier first of equals."""
     whole = sum(sizes)
     if whole == 0:
         return [0] * len(sizes)
@@ -84,16 +87,12 @@ def weights_to_prune(sparsity: float, size: int) -> int:
     return round(sparsity * size)
 
 
-def uniform(
-    slots: Sequence[Slot], total: int, score_of: ScoreOf, config: PruningConfig
-) -> tuple[list[int], list[str]]:
+def uniform(slots: Sequence[Slot], total: int, score_of: ScoreOf, config: PruningConfig) -> Division:
     """The same sparsity for every tensor."""
     return divide(total, [slot.size for slot in slots]), []
 
 
-def global_ranking(
-    slots: Sequence[Slot], total: int, score_of: ScoreOf, config: PruningConfig
-) -> tuple[list[int], list[str]]:
+def global_ranking(slots: Sequence[Slot], total: int, score_of: ScoreOf, config: PruningConfig) -> Division:
     """One ranking of all weights (arXiv 2505.08299), no slot above the ceiling.
 
     A slot that the ranking would empty further gets the ceiling, and the rest is ranked again without it.

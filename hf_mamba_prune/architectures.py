@@ -11,11 +11,11 @@ Glossary of the shape letters, used in every docstring of the package:
     k        taps of the causal convolution
     h        heads (Mamba-2), g groups that share B and C
 
-Several weights are never called as modules: the mixers read `dt_proj.weight` and `conv1d.weight` directly, so a hook on
-those modules never fires. A `Tap` therefore names the module whose input or output *is* the weight's input.
+Several weights are never called as modules: the mixers read `dt_proj.weight` and `conv1d.weight` directly, so a hook
+on those modules never fires. A `Tap` therefore names the module whose input or output *is* the weight's input.
 
-A new architecture is one more entry of `ARCHITECTURES` and a tiny config in the tests, whose contract test says whether
-every weight exists, every tap fires and shows the weight's true input.
+A new architecture is one more entry of `ARCHITECTURES` and a tiny config in the tests, whose contract test says
+whether every weight exists, every tap fires and shows the weight's true input.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ def _tap(module: str, side: Literal["input", "output"], columns: Callable | None
 
 
 _STATE_OFF = (
-    "not by a zero: A = -exp(A_log), so A_log = 0 means A = -1; a large A_log ends the state's memory, and zeroing the "
-    "state's row of B or C removes it"
+    "not by a zero: A = -exp(A_log), so A_log = 0 means A = -1; a large A_log ends the state's memory, and zeroing "
+    "the state's row of B or C removes it"
 )
 _D_OFF = "a zero removes the skip connection of the channel"
 

@@ -99,7 +99,7 @@ def write_checkpoint(
 
 
 def round_to(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Round the weights in place to what a checkpoint of `dtype` will hold, so that what is evaluated is what is saved."""
+    """Round the weights in place to what a checkpoint of `dtype` will hold: what is evaluated is what is saved."""
     if model.dtype == dtype:
         return
     with torch.no_grad():

@@ -31,7 +31,7 @@ class PruningConfig:
     """How a model is pruned. Every field is plain JSON, so that a saved config repeats the run.
 
     Args:
-        sparsity: share of the prunable weights to set to zero, 0 <= sparsity < 1. Default: what `pattern` sets, or 0.5.
+        sparsity: share of the prunable weights to set to zero, 0 <= sparsity < 1; default: that of `pattern`, or 0.5.
         pattern: `"unstructured"`, or `"N:M"` (keep N of every M neighbours in a row; sets the sparsity itself).
         score: which weight matters, one of `SCORE_NAMES`.
         allocation: where the sparsity goes, one of `ALLOCATION_NAMES`.

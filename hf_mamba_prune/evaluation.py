@@ -1,4 +1,4 @@
-"""How good is the model? Perplexity as the field reports it, bits per byte and word perplexity, from the same losses."""
+"""How good is the model? Perplexity as the field reports it, bits per byte and word perplexity of the same losses."""
 
 from __future__ import annotations
 
@@ -75,11 +75,9 @@ class Evaluation:
             text=source.name,
             perplexity=_compute(Perplexity(), losses, counts, "perplexity"),
             bits_per_byte=_compute(
-                BitsPerByte(), losses, _split(source_bytes(source), share, len(losses)), "bits_per_byte"
+                BitsPerByte(), losses, _units(source_bytes(source), share, losses), "bits_per_byte"
             ),
-            word_perplexity=_compute(
-                Perplexity(), losses, _split(source_words(source), share, len(losses)), "perplexity"
-            ),
+            word_perplexity=_compute(Perplexity(), losses, _units(source_words(source), share, losses), "perplexity"),
             tokens=sum(counts),
             window=self.window,
             stride=stride,
@@ -102,10 +100,9 @@ def _compute(metric, losses: list[float], units: list[int], key: str) -> float:
     return metric.compute(predictions=losses, references=units)[key]
 
 
-def _split(total: int, share: float, windows: int) -> list[int]:
-    """Units of each window: only their sum counts."""
-    units = max(1, round(total * share))
-    return [units] + [0] * (windows - 1)
+def _units(total: int, share: float, losses: list[float]) -> list[int]:
+    """Units beside each loss: only their sum counts."""
+    return [max(1, round(total * share))] + [0] * (len(losses) - 1)
 
 
 def _spans(tokens: int, window: int, stride: int) -> list[tuple[int, int, int]]:
@@ -136,7 +133,7 @@ def _losses(model: nn.Module, ids: torch.Tensor, spans: list[tuple[int, int, int
 def _window_loss(model: nn.Module, ids: torch.Tensor, first: int) -> float:
     """Summed loss in nats of tokens `first` and later of ids (1, l), given all before them.
 
-    The head runs on a few hundred positions at a time: the logits of a whole window of a 50,280-word model take 400 MB.
+    The head runs on a few hundred positions at a time: the logits of a whole window over 50,280 words take 400 MB.
     """
     hidden = model.base_model(ids, use_cache=False).last_hidden_state[0, first - 1 : -1]
     head = model.get_output_embeddings()

@@ -1,4 +1,4 @@
-"""A Hub id or a folder -> model and tokenizer, or an error that says why not. Nothing is ever initialised at random."""
+"""A Hub id or a folder -> model and tokenizer, or an error that says why not; nothing is ever left at random."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """Exactly the k lowest of many scores, without sorting or joining them: radix selection over float bit patterns.
 
-The bit pattern of a non-negative float32 grows with its value. Two histogram passes (the high 16 bits, then the low 16
-bits of those that share the right high bits) give the k-th smallest key; the tensors are visited one at a time, and the
-only memory is one histogram. Histograms of several ranks may simply be added.
+The bit pattern of a non-negative float32 grows with its value. Two histogram passes (the high 16 bits, then the low
+16 bits of those that share the right high bits) give the k-th smallest key; the tensors are visited one at a time, and
+the only memory is one histogram. Histograms of several ranks may simply be added.
 
-Among equal scores the order is that of a seeded hash of (name, index), found by the same passes over the hash: a choice
-by position would empty one end of a bf16 model, where thousands of scores are equal.
+Among equal scores the order is that of a seeded hash of (name, index), found by the same passes over the hash: a
+choice by position would empty one end of a bf16 model, where thousands of scores are equal.
 """
 
 from __future__ import annotations

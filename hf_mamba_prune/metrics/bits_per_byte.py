@@ -15,7 +15,7 @@ class BitsPerByte(evaluate.Metric):
         return evaluate.MetricInfo(
             description=self.__class__.__doc__,
             citation="",
-            inputs_description="predictions: summed loss of each window in nats; references: UTF-8 bytes of each window.",
+            inputs_description="predictions: summed losses in nats; references: how many UTF-8 bytes each covers.",
             features=datasets.Features(
                 {"predictions": datasets.Value("float64"), "references": datasets.Value("int64")}
             ),

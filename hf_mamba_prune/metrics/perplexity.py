@@ -15,7 +15,7 @@ class Perplexity(evaluate.Metric):
         return evaluate.MetricInfo(
             description=self.__class__.__doc__,
             citation="",
-            inputs_description="predictions: summed loss of each window in nats; references: units (tokens or words) of each window.",
+            inputs_description="predictions: summed losses in nats; references: how many tokens or words each covers.",
             features=datasets.Features(
                 {"predictions": datasets.Value("float64"), "references": datasets.Value("int64")}
             ),
