@@ -128,13 +128,12 @@ def _ranked_counts(slots: Sequence[Slot], total: int, score_of: ScoreOf, seed: i
 ALLOCATIONS = {"uniform": uniform, "per-row": uniform, "global": global_ranking}
 
 
-def allocate(targets: Sequence[Target], score_of: ScoreOf, config: PruningConfig, sparsity: float) -> Budget:
-    """Numbers for every slot that add up to exactly `sparsity` of the targets' weights.
+def total_to_prune(targets: Sequence[Target], config: PruningConfig, sparsity: float) -> int:
+    """How many weights go in the whole model, before anything is scored.
 
     Args:
         targets: the weights that may be pruned.
-        score_of: their scores.
-        config: allocation, ceiling, fixed component sparsities, pattern, seed.
+        config: pattern and fixed component sparsities.
         sparsity: of all targets together; ignored for an N:M pattern, which sets every count.
 
     Raises:
@@ -142,19 +141,39 @@ def allocate(targets: Sequence[Target], score_of: ScoreOf, config: PruningConfig
     """
     slots = _slots(targets, config)
     if config.group is not None:
-        return Budget(slots, tuple(_group_count(slot, *config.group) for slot in slots))
-    total = weights_to_prune(sparsity, sum(slot.size for slot in slots))
-    fixed = _fixed_counts(slots, config)
-    free = [slot for slot in slots if slot.name not in fixed]
-    rest = total - sum(fixed.values())
-    if not 0 <= rest <= sum(slot.size for slot in free):
-        implied = sum(fixed.values()) / sum(slot.size for slot in slots)
+        return sum(_group_count(slot, *config.group) for slot in slots)
+    size = sum(slot.size for slot in slots)
+    total = weights_to_prune(sparsity, size)
+    fixed = _fixed_counts(slots, config, sparsity)
+    free = sum(slot.size for slot in slots if slot.name not in fixed)
+    if not 0 <= total - sum(fixed.values()) <= free:
         raise ValueError(
-            f"a sparsity of {sparsity:.6g} contradicts component_sparsity, whose components alone make {implied:.6g} "
-            "of all prunable weights: change one of them."
+            f"a sparsity of {sparsity:.6g} contradicts component_sparsity, whose components alone make "
+            f"{sum(fixed.values()) / size:.6g} of all prunable weights: change one of them."
         )
-    counts, bound = ALLOCATIONS[config.allocation](free, rest, score_of, config) if free else ([], [])
-    chosen = fixed | {slot.name: count for slot, count in zip(free, counts, strict=True)}
+    return total
+
+
+def allocate(targets: Sequence[Target], score_of: ScoreOf, config: PruningConfig, sparsity: float) -> Budget:
+    """Numbers for every slot that add up to exactly `total_to_prune`.
+
+    Args:
+        targets: the weights that may be pruned.
+        score_of: their scores.
+        config: allocation, ceiling, fixed component sparsities, pattern, seed.
+        sparsity: of all targets together.
+
+    Raises:
+        ValueError: see `total_to_prune`; or the ceiling leaves too little room.
+    """
+    total = total_to_prune(targets, config, sparsity)
+    slots = _slots(targets, config)
+    if config.group is not None:
+        return Budget(slots, tuple(_group_count(slot, *config.group) for slot in slots))
+    chosen = _fixed_counts(slots, config, sparsity)
+    free = [slot for slot in slots if slot.name not in chosen]
+    counts, bound = ALLOCATIONS[config.allocation](free, total - sum(chosen.values()), score_of, config)
+    chosen |= {slot.name: count for slot, count in zip(free, counts, strict=True)}
     return Budget(slots, tuple(chosen[slot.name] for slot in slots), tuple(bound))
 
 
@@ -176,11 +195,13 @@ def _slots(targets: Sequence[Target], config: PruningConfig) -> tuple[Slot, ...]
     return tuple(slots)
 
 
-def _fixed_counts(slots: Sequence[Slot], config: PruningConfig) -> dict[str, int]:
+def _fixed_counts(slots: Sequence[Slot], config: PruningConfig, sparsity: float) -> dict[str, int]:
+    """The counts of components with a share of their own, which rises with the whole while a schedule is under way."""
+    progress = sparsity / config.sparsity if config.sparsity else 1.0
     counts: dict[str, int] = {}
     for component, share in config.component_sparsity.items():
         own = [slot for slot in slots if slot.component == component]
-        total = weights_to_prune(share, sum(slot.size for slot in own))
+        total = weights_to_prune(share * progress, sum(slot.size for slot in own))
         counts |= dict(zip([slot.name for slot in own], divide(total, [slot.size for slot in own]), strict=True))
     return counts
 

@@ -15,9 +15,9 @@ from enum import Enum
 import torch
 from torch import nn
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
 from hf_mamba_prune.architectures import Tap, Target
+from hf_mamba_prune.progress import track
 
 
 class Need(Enum):
@@ -103,10 +103,8 @@ def calibrate(
         if gradient_needs:
             stack.enter_context(_gradient_hooks(model, targets, statistics, gradient_needs))
         stack.enter_context(torch.set_grad_enabled(bool(gradient_needs)))
-        with tqdm(total=len(sequences), desc="calibrate", unit="seq") as bar:
-            for batch in sequences.split(step):
-                _run(model, batch.to(model.device), bool(gradient_needs))
-                bar.update(len(batch))
+        for batch in track(sequences.split(step), "calibrate", "batch"):
+            _run(model, batch.to(model.device), bool(gradient_needs))
     _refuse_unseen(targets, statistics, needs)
     return dict(statistics)
 
@@ -173,7 +171,8 @@ def _add_input(statistics: TargetStatistics, target: Target, observed: torch.Ten
     x = observed.double()
     squares = x.square().sum((0, 1))
     if target.kind == "conv":
-        squares = torch.stack([x[:, : x.shape[1] - lag].square().sum((0, 1)) for lag in _lags(target)], dim=1)
+        length = x.shape[1]
+        squares = torch.stack([x[:, : max(0, length - lag)].square().sum((0, 1)) for lag in _lags(target)], dim=1)
     elif target.kind == "channel":
         squares = squares[:, None]
     else:

@@ -59,7 +59,7 @@ def whole_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
     aside = temporary.with_name(temporary.name + ".old")
     try:
         yield temporary
-        temporary.chmod(0o755)
+        _open_to_others(temporary)
         if overwrite and folder.exists():
             folder.rename(aside)
         try:
@@ -71,6 +71,15 @@ def whole_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def _open_to_others(folder: Path) -> None:
+    """Give a temporary folder and its files the permissions that new ones of this process get."""
+    mask = os.umask(0)
+    os.umask(mask)
+    folder.chmod(0o777 & ~mask)
+    for path in folder.rglob("*"):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def write_checkpoint(
@@ -89,7 +98,9 @@ def write_checkpoint(
         config: saved as `pruning_config.json`.
         dtype: of the weights on disk.
     """
-    state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
+    # One copy of each: tied weights that are no longer the same tensor would both be written.
+    copies = {tensor.data_ptr(): tensor.to(dtype) for tensor in model.parameters()}
+    state = {name: copies[tensor.data_ptr()] for name, tensor in model.state_dict().items()}
     model.save_pretrained(folder, state_dict=state)
     path = folder / "config.json"
     values = json.loads(path.read_text(encoding="utf-8")) | {"dtype": str(dtype).removeprefix("torch.")}

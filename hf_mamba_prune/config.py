@@ -151,14 +151,12 @@ class PruningConfig:
         """Read the config of a pruned model from a folder or a Hub repository.
 
         Raises:
-            ValueError: the folder has no such file, or it is not a pruning config.
+            ValueError: the folder or repository has no such file, or it is not a pruning config.
         """
         path = Path(source) / CONFIG_NAME
         if not Path(source).is_dir():
-            from huggingface_hub import hf_hub_download
-
-            path = Path(hf_hub_download(str(source), CONFIG_NAME, revision=revision))
-        if not path.is_file():
+            path = _downloaded(str(source), revision)
+        if path is None or not path.is_file():
             raise ValueError(f"{source} holds no {CONFIG_NAME}: it was not pruned by hf-mamba-prune.")
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
@@ -167,3 +165,14 @@ class PruningConfig:
         if not isinstance(values, dict):
             raise ValueError(f"{path} holds a {type(values).__name__}; expected an object.")
         return cls.from_dict(values)
+
+
+def _downloaded(repo: str, revision: str | None) -> Path | None:
+    """The config's file in a Hub repository, None when the repository has none."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(repo, CONFIG_NAME, revision=revision))
+    except RemoteEntryNotFoundError:
+        return None

@@ -22,7 +22,14 @@ PACKAGES = ("hf-mamba-prune", "torch", "transformers", "accelerate", "huggingfac
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that can change a result."""
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:  # this package itself, when it runs from a checkout
+        return "not installed"
 
 
 def hardware(device: torch.device) -> dict[str, str | int]:

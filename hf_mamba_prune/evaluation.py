@@ -6,13 +6,14 @@ import math
 import time
 from dataclasses import dataclass
 
+import evaluate
 import torch
 from torch import nn
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from hf_mamba_prune.metrics import BitsPerByte, Perplexity
+from hf_mamba_prune.progress import track
 from hf_mamba_prune.report import LanguageMetrics
 from hf_mamba_prune.texts import TextSource
 
@@ -73,11 +74,9 @@ class Evaluation:
         share = spans[-1][1] / len(ids)
         return LanguageMetrics(
             text=source.name,
-            perplexity=_compute(Perplexity(), losses, counts, "perplexity"),
-            bits_per_byte=_compute(
-                BitsPerByte(), losses, _units(source_bytes(source), share, losses), "bits_per_byte"
-            ),
-            word_perplexity=_compute(Perplexity(), losses, _units(source_words(source), share, losses), "perplexity"),
+            perplexity=_compute(Perplexity, losses, counts, "perplexity"),
+            bits_per_byte=_compute(BitsPerByte, losses, _units(source_bytes(source), share, losses), "bits_per_byte"),
+            word_perplexity=_compute(Perplexity, losses, _units(source_words(source), share, losses), "perplexity"),
             tokens=sum(counts),
             window=self.window,
             stride=stride,
@@ -96,8 +95,9 @@ def source_words(source: TextSource) -> int:
     return sum(len(row.split()) for row in source.rows)
 
 
-def _compute(metric, losses: list[float], units: list[int], key: str) -> float:
-    return metric.compute(predictions=losses, references=units)[key]
+def _compute(metric: type[evaluate.Metric], losses: list[float], units: list[int], key: str) -> float:
+    # In memory: otherwise the library writes every number into the user's cache first.
+    return metric(keep_in_memory=True).compute(predictions=losses, references=units)[key]
 
 
 def _units(total: int, share: float, losses: list[float]) -> list[int]:
@@ -124,7 +124,7 @@ def _losses(model: nn.Module, ids: torch.Tensor, spans: list[tuple[int, int, int
     try:
         return [
             _window_loss(model, ids[start:stop].to(model.device)[None], max(first - start, 1))
-            for start, stop, first in tqdm(spans, desc="evaluate", unit="window")
+            for start, stop, first in track(spans, "evaluate", "window")
         ]
     finally:
         model.train(was_training)

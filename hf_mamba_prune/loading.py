@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class LoadedModel:
     Args:
         model: in evaluation mode, on its device.
         tokenizer: of the same model.
-        id: as the user gave it.
+        id: the Hub id, or the folder's name.
         revision: commit of the Hub repository, None for a folder.
         folder: where its files are.
         saved_dtype: in which it should be saved: that of its checkpoint unless the user asked for one.
@@ -85,7 +86,8 @@ def load_model(
         model = model.float()
     _refuse_not_finite(model, source)
     model = model.to(place).eval()
-    return LoadedModel(model, load_tokenizer(tokenizer or str(folder)), source, commit, folder, saved)
+    name = source if commit else folder.resolve().name
+    return LoadedModel(model, load_tokenizer(tokenizer or str(folder)), name, commit, folder, saved)
 
 
 def load_skeleton(source: str, revision: str | None = None) -> PreTrainedModel:
@@ -178,10 +180,14 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         with _hub_errors(source, None):
             folder = Path(snapshot_download(source, allow_patterns=_SMALL_FILES))
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{source} has no usable tokenizer ({reason}): name one with --tokenizer.") from error
+    # Where there are no files at all, transformers makes one without a vocabulary, for which every text is empty.
+    if not tokenizer("a", add_special_tokens=False).input_ids:
+        raise ValueError(f"{source} has no usable tokenizer (its vocabulary is empty): name one with --tokenizer.")
+    return tokenizer
 
 
 def _load_transformers(folder: Path, dtype: torch.dtype | str) -> PreTrainedModel:
@@ -189,16 +195,21 @@ def _load_transformers(folder: Path, dtype: torch.dtype | str) -> PreTrainedMode
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        )
     except SafetensorError as error:
         raise ValueError(f"the weights in {folder} are damaged or cut short: {error}.") from error
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        raise ValueError(f"the weights in {folder} are damaged or cut short, or hold more than tensors.") from error
     except (OSError, EOFError) as error:
         raise ValueError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if found[kind]:
-            names = ", ".join(sorted(str(key) for key in found[kind])[:3])
+            keys = (key if isinstance(key, str) else key[0] for key in found[kind])
+            names = ", ".join(sorted(keys)[:3])
             raise ValueError(
                 f"the weights in {folder} do not fit its config.json: {len(found[kind])} {kind.replace('_', ' ')}, "
                 f"such as {names}."

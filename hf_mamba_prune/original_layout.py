@@ -81,13 +81,15 @@ def load_original(folder: Path, values: dict, dtype: torch.dtype | None) -> PreT
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0] if str(error) else "it ends too early"
-        raise ValueError(f"{path} is not a whole checkpoint of plain tensors: {reason}") from error
+        raise ValueError(f"{path} is not a whole checkpoint of plain tensors: damaged, or more than that.") from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ValueError(f"{path} is not a whole checkpoint of plain tensors: it holds something else.")
     state = {key.replace("backbone.embedding.", "backbone.embeddings."): value for key, value in state.items()}
     config = convert_config(values)
     if config.tie_word_embeddings:
         state["lm_head.weight"] = state.get("backbone.embeddings.weight")
-    config.dtype = dtype or state["backbone.norm_f.weight"].dtype
+    norm = state.get("backbone.norm_f.weight", torch.empty(0))
+    config.dtype = dtype or norm.dtype
     kind = MambaForCausalLM if config.model_type == "mamba" else Mamba2ForCausalLM
     with torch.device("meta"):
         model = kind(config)

@@ -19,11 +19,15 @@ from hf_mamba_prune.environment import CostMeter, hardware, versions
 from hf_mamba_prune.evaluation import Evaluation
 from hf_mamba_prune.loading import weights_sha256
 from hf_mamba_prune.masks import target_mask
+from hf_mamba_prune.progress import track
 from hf_mamba_prune.report import CalibrationFacts, ModelFacts, PruningReport
 from hf_mamba_prune.schedules import sparsity_at
 from hf_mamba_prune.scores import Score, build_score
 from hf_mamba_prune.sequences import sample_sequences
 from hf_mamba_prune.texts import TextSource
+
+_SMALLEST = 2.0**-149
+"""The smallest positive float32."""
 
 
 @dataclass(frozen=True)
@@ -116,10 +120,13 @@ def apply_masks(
     """Score, allocate and set the lowest weights to zero, one target in memory at a time."""
 
     def score_of(target: Target) -> torch.Tensor:
-        return score(target, target.weight(model), statistics.get(target.name))
+        weight = target.weight(model)
+        scores = score(target, weight, statistics.get(target.name))
+        # A live weight without a gradient scores 0, but must not tie with those that are gone: they go first.
+        return scores.masked_fill_((scores == 0) & (weight != 0), _SMALLEST)
 
     budget = allocate(targets, score_of, config, sparsity)
-    for target in targets:
+    for target in track(targets, "mask", "weight"):
         keep = target_mask(target, score_of(target), budget, config)
         target.weight(model).masked_fill_(~keep, 0)
     return budget

@@ -55,7 +55,7 @@ class Threshold:
     """Which scores go: keys below `key`, and of those at `key` the ones whose order is below `order`.
 
     `at_order` of the elements that sit exactly at both go as well, first come first gone; it is 1 unless two hashes
-    collide.
+    collide, and 0 where all at `key` go.
     """
 
     key: int
@@ -81,7 +81,9 @@ def lowest(visit: Visit, count: int, seed: int) -> Threshold:
     def keys(prefix: int, done: int, bits: int) -> torch.Tensor:
         return sum(native.radix_histogram(scores.flatten(), prefix, done, bits).cpu() for _, scores in visit())
 
-    key, rest = _descend(keys, (16, 16), count)
+    key, rest, equal = _descend(keys, (16, 16), count)
+    if rest == equal:  # all of them go: there is nothing to decide
+        return Threshold(key, 1 << _HASH_BITS, 0, seed)
 
     def orders(prefix: int, done: int, bits: int) -> torch.Tensor:
         histogram = torch.zeros(1 << bits, dtype=torch.int64)
@@ -93,7 +95,7 @@ def lowest(visit: Visit, count: int, seed: int) -> Threshold:
                 histogram += torch.bincount(bins, minlength=1 << bits).cpu()
         return histogram
 
-    order, rest = _descend(orders, (20, 20, 20), rest)
+    order, rest, _ = _descend(orders, (20, 20, 20), rest)
     return Threshold(key, order, rest, seed)
 
 
@@ -103,17 +105,18 @@ def _ties(flat: torch.Tensor, key: int) -> Iterator[torch.Tensor]:
         yield native.tie_positions(flat[start : start + _PIECE], key) + start
 
 
-def _descend(histogram: Callable, passes: tuple[int, ...], count: int) -> tuple[int, int]:
-    """(the key of the count-th smallest element, how many elements at that key are within the count)."""
-    prefix, done = 0, 0
+def _descend(histogram: Callable, passes: tuple[int, ...], count: int) -> tuple[int, int, int]:
+    """(the key of the count-th smallest element, how many at that key are within the count, how many there are)."""
+    prefix, done, equal = 0, 0, 0
     for bits in passes:
-        cumulative = histogram(prefix, done, bits).cumsum(0)
+        bins = histogram(prefix, done, bits)
+        cumulative = bins.cumsum(0)
         if count > cumulative[-1]:
             raise ValueError(f"{count} scores were asked for, but there are only {int(cumulative[-1])}.")
         found = int(torch.searchsorted(cumulative, count))
         count -= int(cumulative[found - 1]) if found else 0
-        prefix, done = (prefix << bits) | found, done + bits
-    return prefix, count
+        prefix, done, equal = (prefix << bits) | found, done + bits, int(bins[found])
+    return prefix, count, equal
 
 
 class Keeper:

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import json
 import lzma
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
-import zstandard
+import pyarrow
+from datasets.data_files import EmptyDatasetError
 from datasets.exceptions import DatasetNotFoundError
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 ALIASES = {
     "wikitext": "Salesforce/wikitext:wikitext-103-raw-v1",
@@ -34,7 +37,7 @@ class TextSource:
     """Rows of text and where they are from.
 
     Args:
-        name: what the user gave, for reports.
+        name: Hub data set as given, or the file's name without its folder, for reports.
         rows: one string a row, as the data set holds it.
     """
 
@@ -79,10 +82,15 @@ def read_text(
         rows = _capped(_hub_rows(source, split, column), most_characters)
     if not any(row.strip() for row in rows):
         raise ValueError(f"{source} holds no text.")
-    return TextSource(source, tuple(rows))
+    return TextSource(path.name if path.is_file() else source, tuple(rows))
 
 
-_OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".zst": lambda path: zstandard.open(path, "rb")}
+def _open_zstandard(path: Path) -> io.BufferedReader:
+    """pyarrow's reader, because zstandard's own takes a file that was cut short for a whole one."""
+    return io.BufferedReader(pyarrow.input_stream(path, compression="zstd"))
+
+
+_OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".zst": _open_zstandard}
 _SUFFIXES = {".txt", ".raw", ".tokens", ".json", ".jsonl", ".parquet", *_OPENERS}
 
 
@@ -106,10 +114,13 @@ def _local_rows(path: Path, column: str | None) -> Iterator[str]:
             elif kind in (".jsonl", ".json"):
                 yield from _json_rows(stream, path, column)
             else:
-                yield from split_lines(io.TextIOWrapper(stream, encoding="utf-8", newline="\n"))
+                with io.TextIOWrapper(stream, encoding="utf-8", newline="\n") as lines:
+                    yield from split_lines(lines)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}.") from error
-    except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zstandard.ZstdError) as error:
+    except PermissionError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
+    except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
         raise ValueError(f"{path} is not a whole {path.suffix} file: {error}.") from error
 
 
@@ -134,7 +145,6 @@ def _json_rows(stream: io.IOBase, path: Path, column: str | None) -> Iterator[st
 
 
 def _parquet_rows(stream: io.IOBase, path: Path, column: str | None) -> Iterator[str]:
-    import pyarrow
     from pyarrow import parquet
 
     try:
@@ -149,18 +159,29 @@ def _parquet_rows(stream: io.IOBase, path: Path, column: str | None) -> Iterator
 
 def _hub_rows(source: str, split: str, column: str | None) -> Iterator[str]:
     name, config, own_split = (ALIASES.get(source, source).split(":") + ["", ""])[:3]
-    own_split = own_split or split
     streaming = not datasets.config.HF_HUB_OFFLINE
     try:
-        data = datasets.load_dataset(name, config or None, split=own_split, streaming=streaming)
-        strings = [key for key, kind in (data.features or {}).items() if getattr(kind, "dtype", "") == "string"]
-        key = _text_column(strings, column, source)
-        for record in data:
-            yield record[key] or ""
-    except DatasetNotFoundError as error:
+        data = datasets.load_dataset(name, config or None, split=own_split or split, streaming=streaming)
+        records = iter(data)
+        first = next(records, {})
+    except (DatasetNotFoundError, HFValidationError) as error:
         raise ValueError(f"{source!r} is neither a local file nor a data set of the Hub ({error}).") from error
-    except (ConnectionError, HfHubHTTPError) as error:
+    except (EmptyDatasetError, ValueError) as error:
+        raise ValueError(f"the data set {source!r} cannot be used: {error}.") from error
+    except (OSError, HfHubHTTPError) as error:
         raise RuntimeError(f"the data set {source!r} could not be read: {error}.") from error
+    key = _text_column(_string_columns(data.features, first), column, source)
+    try:
+        yield from (record[key] or "" for record in itertools.chain([first] if first else [], records))
+    except (OSError, HfHubHTTPError) as error:
+        raise RuntimeError(f"the data set {source!r} could not be read to its end: {error}.") from error
+
+
+def _string_columns(features: datasets.Features | None, first: dict) -> list[str]:
+    """Columns of strings: as the data set declares them, or of the first record where a plain file declares none."""
+    if features is None:
+        return [key for key, value in first.items() if isinstance(value, str)]
+    return [key for key, kind in features.items() if getattr(kind, "dtype", "") == "string"]
 
 
 def _text_column(strings: list[str], wanted: str | None, where: str) -> str:

@@ -1,0 +1,290 @@
+"""The native CPU kernels beside the limit of the matrix products, stock transformers and mambapy.
+
+    python benchmarks/cpu_kernels.py                 # everything; the stock loop alone takes minutes
+    python benchmarks/cpu_kernels.py limit length    # some sections
+
+Two threads, fp32, 1 x 512 tokens unless a line says otherwise. What is compared runs in turns in one process; a figure
+is the median of the rounds' ratios, so the machine's drift falls out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from transformers import Mamba2Config, Mamba2ForCausalLM, MambaConfig, MambaForCausalLM
+
+from hf_mamba_prune import native
+
+SHAPE = dict(hidden_size=768, state_size=16, vocab_size=50280)  # mamba-130m's, with 24 layers
+
+
+def build(layers: int, **options) -> MambaForCausalLM:
+    torch.manual_seed(0)
+    return MambaForCausalLM(MambaConfig(**SHAPE, num_hidden_layers=layers, **options))
+
+
+def tokens(length: int = 512, batch: int = 1) -> torch.Tensor:
+    return torch.randint(0, SHAPE["vocab_size"], (batch, length), generator=torch.Generator().manual_seed(0))
+
+
+def seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def rounds(count: int, *runs: Callable[[], object]) -> list[list[float]]:
+    """Seconds of each run, taken in turns; the first round warms up and is not counted."""
+    return list(zip(*[[seconds(run) for run in runs] for _ in range(count + 1)][1:], strict=True))
+
+
+def ratio(above: list[float], below: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+
+
+def line(what: str, figure: str, wanted: str = "", met: bool | None = None) -> None:
+    print(f"{what:<66} {figure:>16}  {wanted:<14} {'' if met is None else 'met' if met else 'NOT MET'}", flush=True)
+
+
+def at_most(what: str, value: float, limit: float, unit: str = "x") -> None:
+    line(what, f"{value:.2f} {unit}", f"<= {limit} {unit}", value <= limit)
+
+
+def at_least(what: str, value: float, limit: float, unit: str = "x") -> None:
+    line(what, f"{value:.2f} {unit}", f">= {limit} {unit}", value >= limit)
+
+
+def forward(model, ids) -> Callable[[], object]:
+    def run():
+        with torch.no_grad():
+            model(ids, use_cache=False)
+
+    return run
+
+
+def forward_backward(model, ids, autocast: bool = False) -> Callable[[], object]:
+    def run():
+        model.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            loss = model(ids, labels=ids, use_cache=False).loss
+        loss.backward()
+
+    return run
+
+
+def products(model, length: int = 512) -> Callable[[], object]:
+    """The model's matrix products of one forward and nothing else: the limit."""
+    inputs: dict[int, torch.Tensor] = {}
+    weights = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    for weight in weights:
+        inputs.setdefault(weight.shape[1], torch.randn(length, weight.shape[1], dtype=weight.dtype))
+
+    def run():
+        with torch.no_grad():
+            for weight in weights:
+                F.linear(inputs[weight.shape[1]], weight)
+
+    return run
+
+
+def limit() -> None:
+    """Whole mamba-130m shape beside its matrix products, and its peak memory beside mambapy's."""
+    model, ids = build(24), tokens()
+    with native.use_native(model):
+        alone, ahead, both = rounds(7, products(model), forward(model, ids), forward_backward(model, ids))
+    line("matrix products of one forward", f"{statistics.median(alone):.3f} s")
+    line("forward", f"{512 / statistics.median(ahead):.0f} tok/s")
+    line("forward + backward", f"{512 / statistics.median(both):.0f} tok/s")
+    at_most("forward / products", ratio(ahead, alone), 1.25)
+    at_most("forward + backward / (3 x products)", ratio(both, alone) / 3, 1.5)
+    peaks = {}
+    for kind in ("native", "mambapy"):
+        command = [sys.executable, __file__, "--peak", kind]
+        peaks[kind] = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+        line(f"peak memory of forward + backward, {kind}", f"{peaks[kind]:.2f} GB")
+    at_most("peak memory, native / mambapy", peaks["native"] / peaks["mambapy"], 0.5)
+
+
+def peak(kind: str) -> None:
+    """Prints by how many GB one forward + backward raises the peak of this process."""
+    model = build(24, use_mambapy=kind == "mambapy")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run = forward_backward(model, tokens())
+    if kind == "native":
+        with native.use_native(model):
+            run()
+    else:
+        run()
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024**2)
+
+
+def beside_stock() -> None:
+    """Two layers: the stock loop, mambapy, and the kernels with each instruction set and with bf16."""
+    ids = tokens()
+    model, mambapy = build(2), build(2, use_mambapy=True)
+    slow = seconds(forward_backward(model, ids))
+    line("stock loop, 2 layers", f"{slow:.2f} s")
+    (scan,) = rounds(3, forward_backward(mambapy, ids))
+    line("mambapy, 2 layers", f"{min(scan):.2f} s")
+    wanted = {"avx512": (150, 6), "avx2": (60, 4)}
+    for isa in native.instruction_sets():
+        with native.use_native(model), native.force_instruction_set(isa):
+            (own,) = rounds(7, forward_backward(model, ids))
+        own = statistics.median(own)
+        line(f"native {isa}, 2 layers", f"{own:.3f} s")
+        than_stock, than_mambapy = wanted.get(isa, (0, 0))
+        at_least(f"forward + backward, {isa}: times faster than the stock loop", slow / own, than_stock)
+        at_least(f"forward + backward, {isa}: times faster than mambapy", min(scan) / own, than_mambapy)
+    half = build(2).bfloat16()
+    with native.use_native(model):
+        full, auto, bf16 = rounds(
+            7,
+            forward_backward(model, ids),
+            forward_backward(model, ids, autocast=True),
+            forward_backward(half, ids),
+        )
+    at_least("autocast to bf16: times faster than fp32", ratio(full, auto), 1.5)
+    at_least("bf16 weights: times faster than fp32", ratio(full, bf16), 1.5)
+
+
+def length() -> None:
+    """Time per token at 8,192 beside that at 512, two layers, forward + backward."""
+    model = build(2)
+    with native.use_native(model):
+        short, long = rounds(3, forward_backward(model, tokens(512)), forward_backward(model, tokens(8192)))
+    at_most("time per token, 8,192 / 512", ratio(long, short) / 16, 1.3)
+
+
+def selection() -> None:
+    """The exact threshold over 302 M weights by two radix histograms, and the mask, beside one reading of them."""
+    weights = (torch.randn(1 << 20) * 0.02).repeat(288)  # 302 M
+    keep = torch.empty(weights.numel(), dtype=torch.bool)
+    rank = weights.numel() * 7 // 10
+
+    def threshold() -> int:
+        key, left = 0, rank
+        for done in (0, 16):
+            counts = native.radix_histogram(weights, key, done, 16).cumsum(0)
+            found = int(torch.searchsorted(counts, left))
+            left -= int(counts[found - 1]) if found else 0
+            key = key << 16 | found
+        return key
+
+    key = threshold()
+    read, found, mask = rounds(5, weights.sum, threshold, lambda: native.keep_above(weights, key, keep))
+    line("reading 302 M fp32 weights once", f"{weights.numel() * 4e-9 / min(read):.1f} GB/s")
+    at_most("exact threshold / one reading", ratio(found, read), 4)
+    line("mask / one reading", f"{ratio(mask, read):.2f} x")
+    ties = native.keep_above(weights, key, keep)
+    assert int(keep.sum()) <= weights.numel() - rank < int(keep.sum()) + ties
+
+
+def _burn(_=None) -> None:
+    while True:
+        sum(range(10000))
+
+
+def busy() -> None:
+    """One forward + backward and one decoding step, on an idle machine and with two other processes on its cores."""
+    model, ids = build(2), tokens()
+    with native.use_native(model), torch.no_grad():
+        cache = model(ids, use_cache=True).cache_params
+
+        def step():
+            with torch.no_grad():
+                model(ids[:, :1], cache_params=cache)
+
+        runs = (forward(model, ids), step)
+        idle = rounds(20, *runs)
+        context = multiprocessing.get_context("spawn")
+        others = [context.Process(target=_burn, daemon=True) for _ in range(2)]
+        for other in others:
+            other.start()
+        time.sleep(1)
+        loaded = rounds(20, *runs)
+        kernels_loaded = scan_seconds()
+        for other in others:
+            other.kill()
+            other.join()
+        kernels_idle = scan_seconds()
+    for name, alone, crowded in zip(("forward, 2 layers", "decoding step, 2 layers"), idle, loaded, strict=True):
+        line(f"{name}: median slowdown on busy cores (torch's part included)", f"{ratio(crowded, alone):.2f} x")
+    at_most("the scan's forward + backward: slowest of 40 on busy cores", max(kernels_loaded) / min(kernels_idle), 4)
+
+
+def scan_seconds() -> list[float]:
+    """40 timings of the scan alone at the 130m shape, forward + backward."""
+    d, n = 1536, 16
+    u, delta, z, dout = torch.randn(4, 1, 512, d).transpose(2, 3)
+    B, C = torch.randn(2, 1, 512, n).transpose(2, 3)
+    A, D, bias = -torch.rand(d, n), torch.randn(d), torch.randn(d)
+    leaves = [x.requires_grad_() for x in (u.clone(), delta.clone(), A, B, C, D, z.clone(), bias)]
+
+    def run():
+        with torch.enable_grad():
+            torch.autograd.grad(native.selective_scan(*leaves, True), leaves, dout)
+
+    return list(rounds(40, run)[0])
+
+
+def decode() -> None:
+    """Tokens a second of stock `generate`, greedy, with and without the kernels."""
+    model, ids = build(24).eval(), tokens(16)
+
+    def generate():
+        model.generate(ids, max_new_tokens=32, min_new_tokens=32, do_sample=False, pad_token_id=0)
+
+    (stock,) = rounds(2, generate)
+    with native.use_native(model):
+        (own,) = rounds(2, generate)
+    line("generate, stock", f"{32 / min(stock):.1f} tok/s")
+    line("generate, native", f"{32 / min(own):.1f} tok/s")
+
+
+def mamba2() -> None:
+    """Two layers of mamba2-130m's shape: stock's chunked scan beside the kernel."""
+    torch.manual_seed(0)
+    shape = dict(hidden_size=768, state_size=128, num_heads=24, head_dim=64, n_groups=1, vocab_size=50288)
+    model, ids = Mamba2ForCausalLM(Mamba2Config(**shape, num_hidden_layers=2)), tokens()
+    runs = (forward(model, ids), forward_backward(model, ids))
+    stock = rounds(2, *runs)
+    with native.use_native(model):
+        *own, alone = rounds(5, *runs, products(model))
+    for name, before, after in zip(("forward", "forward + backward"), stock, own, strict=True):
+        line(f"mamba2, {name}: times faster than stock", f"{min(before) / min(after):.2f} x")
+    line("mamba2, forward / products", f"{ratio(own[0], alone):.2f} x")
+    line("mamba2, forward + backward / (3 x products)", f"{ratio(own[1], alone) / 3:.2f} x")
+
+
+SECTIONS = dict(
+    limit=limit, stock=beside_stock, length=length, selection=selection, busy=busy, decode=decode, mamba2=mamba2
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", choices=[[], *SECTIONS], help="all of them by default")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--peak", choices=["native", "mambapy"], help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.peak:
+        peak(arguments.peak)
+        return
+    print(native.info())
+    for name in arguments.sections or SECTIONS:
+        print(f"\n{SECTIONS[name].__doc__}")
+        SECTIONS[name]()
+
+
+if __name__ == "__main__":
+    main()

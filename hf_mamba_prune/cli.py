@@ -1,0 +1,208 @@
+"""The command: parse, call, print. `hf-mamba-prune MODEL` prunes; the other commands stand beside it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import datasets
+import torch
+import typer
+from rich.console import Console
+from transformers.utils import logging as transformers_logging
+
+from hf_mamba_prune import demo as bundled
+from hf_mamba_prune import native, progress, summary
+from hf_mamba_prune import options as o
+from hf_mamba_prune.checkpoint import check_output
+from hf_mamba_prune.config import PruningConfig
+from hf_mamba_prune.environment import hardware, versions
+from hf_mamba_prune.job import EvaluationChoice, ModelChoice, PruningJob
+from hf_mamba_prune.loading import load_skeleton
+from hf_mamba_prune.plan import make_plan
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+COMMANDS = ("prune", "evaluate", "info", "demo")
+DEFAULT = o.DEFAULT
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command; exit code 0, 1 for a failure, 2 for a wrong request."""
+    arguments = with_default_command(sys.argv[1:] if arguments is None else arguments)
+    try:
+        app(arguments, prog_name="hf-mamba-prune")
+    except (ValueError, RuntimeError, OSError) as error:
+        if "--debug" in arguments:
+            raise
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"hf-mamba-prune: error: {message}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ValueError) else 1)
+
+
+def with_default_command(arguments: list[str]) -> list[str]:
+    """`MODEL --sparsity 0.7` means `prune MODEL --sparsity 0.7`."""
+    if not arguments or arguments[0] in (*COMMANDS, "--help", "--version"):
+        return arguments
+    return ["prune", *arguments]
+
+
+@app.callback()
+def _root(version: o.Version = False) -> None:
+    """Prune Mamba language models: sparse, smaller, faster, with proof. `hf-mamba-prune MODEL` prunes."""
+
+
+@app.command()
+def prune(
+    model: o.Model,
+    sparsity: o.Sparsity = None,
+    pattern: o.Pattern = DEFAULT.pattern,
+    score: o.ScoreName = DEFAULT.score,
+    allocation: o.Allocation = None,
+    alpha: o.Alpha = DEFAULT.alpha,
+    gradient: o.Gradient = DEFAULT.gradient,
+    ceiling: o.Ceiling = DEFAULT.ceiling,
+    components: o.Components = None,
+    component_sparsity: o.ComponentSparsity = None,
+    schedule: o.Schedule = DEFAULT.schedule,
+    steps: o.Steps = DEFAULT.steps,
+    seed: o.Seed = DEFAULT.seed,
+    calibration: o.Calibration = "wikitext",
+    calibration_samples: o.Samples = DEFAULT.calibration_samples,
+    calibration_length: o.Length = DEFAULT.calibration_length,
+    batch_size: o.BatchSize = DEFAULT.batch_size,
+    column: o.Column = None,
+    evaluation: o.Texts = None,
+    no_evaluation: o.NoEvaluation = False,
+    window: o.Window = 2048,
+    stride: o.Stride = None,
+    max_windows: o.MaxWindows = None,
+    revision: o.Revision = None,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    tokenizer: o.Tokenizer = None,
+    no_native: o.NoNative = False,
+    output: o.Output = None,
+    overwrite: o.Overwrite = False,
+    dry_run: o.DryRun = False,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Prune a Mamba language model into a folder (the default command)."""
+    config = PruningConfig(
+        sparsity, pattern, score, allocation, alpha, gradient, ceiling, o.parse_names(components),
+        o.parse_shares(component_sparsity), schedule, steps, calibration_samples, calibration_length, batch_size, seed,
+    )  # fmt: skip
+    output = output or default_output(model, config)
+    texts = () if no_evaluation else tuple(evaluation or ["wikitext"])
+    job = PruningJob(
+        ModelChoice(model, revision, dtype, device, tokenizer, not no_native),
+        config,
+        output,
+        calibration,
+        column,
+        EvaluationChoice(texts, column, window, stride, max_windows),
+        overwrite,
+        shlex.join(["hf-mamba-prune", *sys.argv[1:]]),
+    )
+    _run(job, dry_run, as_json, quiet)
+
+
+def _run(job: PruningJob, dry_run: bool, as_json: bool, quiet: bool) -> None:
+    with _console(quiet, as_json) as console:
+        if dry_run:
+            check_output(job.output, job.overwrite)
+            plan = make_plan(load_skeleton(job.model.source, job.model.revision), job.config)
+            _print_json(asdict(plan)) if as_json else summary.show_plan(console, plan, job.output)
+        else:
+            report = job.run()
+            _print_json(report.to_dict()) if as_json else summary.show_report(console, report, job.output)
+
+
+@app.command()
+def evaluate(
+    model: o.Model,
+    evaluation: o.Texts = None,
+    column: o.Column = None,
+    window: o.Window = 2048,
+    stride: o.Stride = None,
+    max_windows: o.MaxWindows = None,
+    revision: o.Revision = None,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    tokenizer: o.Tokenizer = None,
+    no_native: o.NoNative = False,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Measure perplexity, bits per byte and speed of a model, pruned or not."""
+    with _console(quiet, as_json) as console:
+        choice = EvaluationChoice(tuple(evaluation or ["wikitext"]), column, window, stride, max_windows).read()
+        with ModelChoice(model, revision, dtype, device, tokenizer, not no_native).open() as loaded:
+            metrics = choice.run(loaded.model, loaded.tokenizer)
+        weights = [p for p in loaded.model.parameters()]
+        zeros = sum(int((p == 0).sum()) for p in weights) / sum(p.numel() for p in weights)
+        if as_json:
+            _print_json({"model": model, "sparsity": zeros, "metrics": [asdict(m) for m in metrics]})
+        else:
+            summary.show_metrics(console, metrics, zeros)
+
+
+@app.command()
+def info(model: o.OptionalModel = None, revision: o.Revision = None, as_json: o.Json = False, debug: o.Debug = False):
+    """Say what can be pruned in a model, or what this machine and installation have."""
+    with _console(False, as_json) as console:
+        if model is None:
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            facts = {"versions": versions(), "hardware": hardware(device), "native kernels": native.info()}
+            if as_json:
+                _print_json(facts)
+            for title, values in {} if as_json else facts.items():
+                summary.show_facts(console, title, values)
+            return
+        skeleton = load_skeleton(model, revision)
+        records = summary.describe_model(skeleton)
+        _print_json(records) if as_json else summary.show_model(console, model, skeleton, records)
+
+
+@app.command()
+def demo(
+    output: o.Output = Path("hf-mamba-prune-demo"),
+    sparsity: o.Sparsity = 0.7,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Run the whole job offline on the bundled small model; repeat it as often as you like."""
+    if not (quiet or as_json):
+        print(f"Pruning the bundled Mamba of 2.8 million weights to {sparsity:.0%}, offline.")
+    _run(bundled.demo_job(output, sparsity), False, as_json, quiet)
+
+
+def default_output(model: str, config: PruningConfig) -> Path:
+    """`state-spaces/mamba-370m` at 0.7 -> `mamba-370m-pruned-70` in the current folder."""
+    return Path(f"{Path(model).name or 'model'}-pruned-{round(100 * config.sparsity)}")
+
+
+@contextmanager
+def _console(quiet: bool, as_json: bool) -> Iterator[Console]:
+    """Where people's output goes; other libraries' bars and remarks are silenced."""
+    progress.silence(quiet)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    yield Console(quiet=quiet or as_json, soft_wrap=False)
+
+
+def _print_json(values: object) -> None:
+    print(json.dumps(values, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""One whole run from a model's name to a folder on disk: what the command, the demo and the Space start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hf_mamba_prune import native
+from hf_mamba_prune.checkpoint import check_output, whole_folder, write_checkpoint
+from hf_mamba_prune.config import PruningConfig
+from hf_mamba_prune.evaluation import Evaluation
+from hf_mamba_prune.figures import draw_figures
+from hf_mamba_prune.loading import LoadedModel, load_model
+from hf_mamba_prune.pruning import Origin, prune
+from hf_mamba_prune.report import PruningReport
+from hf_mamba_prune.scores import build_score
+from hf_mamba_prune.texts import read_text
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which model, how it is loaded (the arguments of `loading.load_model`), and whether the native kernels run it."""
+
+    source: str
+    revision: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    tokenizer: str | None = None
+    native: bool = True
+
+    @contextmanager
+    def open(self) -> Iterator[LoadedModel]:
+        """Load the model; while the context lasts the native kernels run it on a CPU."""
+        loaded = load_model(self.source, self.revision, self.dtype, self.device, self.tokenizer)
+        with native.use_native(loaded.model) if self.native else nullcontext():
+            yield loaded
+
+
+@dataclass(frozen=True)
+class EvaluationChoice:
+    """Which texts to measure, by name or path, and how; see `evaluation.Evaluation`."""
+
+    texts: tuple[str, ...] = ()
+    column: str | None = None
+    window: int = 2048
+    stride: int | None = None
+    max_windows: int | None = None
+
+    def read(self) -> Evaluation:
+        """Read the texts; a Hub data set's test split unless its name says another."""
+        Evaluation((), self.window, self.stride, self.max_windows)
+        texts = tuple(read_text(text, "test", self.column) for text in self.texts)
+        return Evaluation(texts, self.window, self.stride, self.max_windows)
+
+
+@dataclass(frozen=True)
+class PruningJob:
+    """Prune a model into a folder.
+
+    Args:
+        model: what to prune.
+        config: how.
+        output: the folder to write; appears whole or not at all.
+        calibration: text file or Hub data set; not read when the score needs no data.
+        evaluation: what to measure before and after.
+        overwrite: replace an earlier result of this tool.
+        command: the command line that repeats the run, for the report.
+    """
+
+    model: ModelChoice
+    config: PruningConfig
+    output: Path
+    calibration: str | None = None
+    column: str | None = None
+    evaluation: EvaluationChoice = field(default_factory=EvaluationChoice)
+    overwrite: bool = False
+    command: str | None = None
+
+    def run(self) -> PruningReport:
+        """Do it; nothing is written before everything else has succeeded.
+
+        Raises:
+            ValueError: a wrong name, file, number or combination.
+            RuntimeError: the Hub or the disk refuses, or the model is broken.
+        """
+        check_output(self.output, self.overwrite)
+        if not build_score(self.config).needs:
+            calibration = None
+        elif self.calibration is None:
+            raise ValueError(f"the score {self.config.score!r} is measured on data: give --calibration.")
+        else:
+            calibration = read_text(self.calibration, "train", self.column)
+        evaluation = self.evaluation.read()
+        with self.model.open() as loaded:
+            origin = Origin(loaded.id, loaded.revision, self.command, loaded.saved_dtype)
+            report = prune(loaded.model, loaded.tokenizer, self.config, calibration, evaluation, origin)
+        with whole_folder(self.output, self.overwrite) as folder:
+            write_checkpoint(folder, loaded.model, loaded.tokenizer, self.config, loaded.saved_dtype)
+            report.save(folder)
+            draw_figures(report, folder / "figures")
+        return report

@@ -1,0 +1,152 @@
+"""Histograms and masks over magnitudes. The key of a value is the bit pattern of float32(|value|): keys sort alike.
+
+NaN has the largest keys of all. The twins work on pieces, so their extra memory does not grow with the tensor.
+"""
+
+import torch
+
+from hf_mamba_prune.native.library import DTYPE_CODES, active_instruction_set, available, kernels
+
+PIECE = 1 << 22
+
+
+def _check(values: torch.Tensor) -> None:
+    if values.dtype not in DTYPE_CODES:
+        raise ValueError(f"values are {values.dtype}, expected float32, bfloat16 or float16")
+    if values.dim() != 1 or not values.is_contiguous():
+        raise ValueError(
+            f"values have shape {tuple(values.shape)}, expected a contiguous flat tensor: pass .reshape(-1)"
+        )
+
+
+def _native(values: torch.Tensor) -> bool:
+    return available() and values.device.type == "cpu"
+
+
+def _flat(values: torch.Tensor) -> tuple[int, int, int]:
+    return values.data_ptr(), DTYPE_CODES[values.dtype], values.numel()
+
+
+def _pieces(values: torch.Tensor):
+    """Yields (start, keys int32) for pieces of the values."""
+    for start in range(0, values.numel(), PIECE):
+        yield start, values[start : start + PIECE].detach().float().abs().view(torch.int32)
+
+
+def range_histogram(values: torch.Tensor, low: int, shift: int, bins: int) -> torch.Tensor:
+    """Counts of the keys below `low`, in `bins` bins of width 2^shift from `low` on, and above the last bin.
+
+    Args:
+        values: flat, contiguous; float32, bfloat16 or float16.
+        low: the first key of the first bin, in [0, 2^31). shift: in [0, 31]. bins: positive.
+
+    Returns:
+        int64 (bins + 2,): below, the bins, above. It sums to the number of values.
+
+    Raises:
+        ValueError: dtype, shape or range do not fit.
+    """
+    _check(values)
+    if not 0 <= low < 1 << 31 or not 0 <= shift <= 31 or bins < 1:
+        raise ValueError(
+            f"low={low}, shift={shift}, bins={bins}: expected low in [0, 2^31), shift in [0, 31] and at least one bin"
+        )
+    counts = torch.zeros(bins + 2, dtype=torch.int64, device=values.device)
+    if _native(values):
+        isa, threads = active_instruction_set(), torch.get_num_threads()
+        kernels().range_histogram(isa, threads, _flat(values), low, shift, bins, counts.data_ptr())
+        return counts
+    for _, keys in _pieces(values):
+        slot = ((keys.long() - low) >> shift).clamp(-1, bins) + 1
+        counts += torch.bincount(slot, minlength=bins + 2)
+    return counts
+
+
+def radix_histogram(values: torch.Tensor, prefix: int, prefix_bits: int, bits: int) -> torch.Tensor:
+    """Among the keys whose top `prefix_bits` bits are `prefix`, the counts by their next `bits` bits.
+
+    Args:
+        values: flat, contiguous; float32, bfloat16 or float16.
+        prefix: in [0, 2^prefix_bits). prefix_bits, bits: together at most 32, bits at least 1.
+
+    Returns:
+        int64 (2^bits,).
+
+    Raises:
+        ValueError: dtype, shape or bits do not fit.
+    """
+    if bits < 1 or prefix_bits < 0 or prefix_bits + bits > 32 or not 0 <= prefix < 1 << prefix_bits:
+        raise ValueError(f"prefix={prefix}, prefix_bits={prefix_bits}, bits={bits}: a key has 32 bits, the first is 0")
+    low = prefix << (32 - prefix_bits)
+    if low >= 1 << 31:
+        _check(values)
+        return torch.zeros(1 << bits, dtype=torch.int64, device=values.device)
+    return range_histogram(values, low, 32 - prefix_bits - bits, 1 << bits)[1:-1]
+
+
+def keep_above(values: torch.Tensor, threshold_key: int, keep: torch.Tensor) -> int:
+    """keep[i] = key(values[i]) > threshold_key; returns how many keys equal the threshold.
+
+    Args:
+        values: flat, contiguous; float32, bfloat16 or float16.
+        threshold_key: in [0, 2^31).
+        keep: bool or uint8 of the same shape, contiguous, overwritten.
+
+    Raises:
+        ValueError: dtype, shape or key do not fit.
+    """
+    _check(values)
+    _check_key(threshold_key)
+    if keep.dtype not in (torch.bool, torch.uint8) or keep.shape != values.shape or not keep.is_contiguous():
+        raise ValueError(
+            f"keep is {keep.dtype} of shape {tuple(keep.shape)}, expected contiguous bool, shape {tuple(values.shape)}"
+        )
+    if _native(values) and keep.device.type == "cpu":
+        isa, threads = active_instruction_set(), torch.get_num_threads()
+        return kernels().keep_above(isa, threads, _flat(values), threshold_key, keep.data_ptr())
+    ties = 0
+    for start, keys in _pieces(values):
+        keep[start : start + PIECE] = keys > threshold_key
+        ties += int((keys == threshold_key).sum())
+    return ties
+
+
+def tie_positions(values: torch.Tensor, threshold_key: int) -> torch.Tensor:
+    """The positions of the values whose key equals the threshold: int64, ascending.
+
+    Raises:
+        ValueError: dtype, shape or key do not fit.
+    """
+    _check(values)
+    _check_key(threshold_key)
+    if _native(values):
+        isa = active_instruction_set()
+        count = range_histogram(values, threshold_key, 0, 1)[1]
+        positions = torch.empty(int(count), dtype=torch.int64)
+        kernels().tie_positions(isa, _flat(values), threshold_key, positions.data_ptr(), positions.numel())
+        return positions
+    found = [torch.nonzero(keys == threshold_key).flatten() + start for start, keys in _pieces(values)]
+    return torch.cat(found) if found else torch.empty(0, dtype=torch.int64, device=values.device)
+
+
+def zero_below(values: torch.Tensor, threshold_key: int) -> int:
+    """Zeroes, in place, the values whose key is below the threshold; returns how many keys equal it.
+
+    Raises:
+        ValueError: dtype, shape or key do not fit.
+    """
+    _check(values)
+    _check_key(threshold_key)
+    if _native(values):
+        return kernels().zero_below(active_instruction_set(), torch.get_num_threads(), _flat(values), threshold_key)
+    ties = 0
+    for start, keys in _pieces(values):
+        ties += int((keys == threshold_key).sum())
+        with torch.no_grad():
+            values[start : start + PIECE].masked_fill_(keys < threshold_key, 0)
+    return ties
+
+
+def _check_key(key: int) -> None:
+    if not 0 <= key < 1 << 31:
+        raise ValueError(f"threshold_key is {key}, expected the bit pattern of a non-negative float32: in [0, 2^31)")

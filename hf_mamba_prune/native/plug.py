@@ -1,0 +1,255 @@
+"""Puts the kernels under transformers' Mamba models on the CPU, and takes them out again.
+
+transformers looks the operations up as functions of the model file: first the Hub's `kernels`, then an installed
+`mamba_ssm`, then plain torch. Those doors are closed to a CPU, so the functions themselves are exchanged, for all
+models of that file. Each exchanged function passes what it does not serve on to the one it stands for: tensors on
+other devices, other activations, compiled graphs.
+"""
+
+import inspect
+import sys
+import warnings
+from collections.abc import Callable
+
+import torch
+
+from hf_mamba_prune.native import decode
+from hf_mamba_prune.native.conv import causal_conv1d
+from hf_mamba_prune.native.library import enabled
+from hf_mamba_prune.native.scan import chunk_scan, selective_scan
+
+
+def _serves(tensor: torch.Tensor, activation: str | None = "silu") -> bool:
+    return tensor.device.type == "cpu" and activation in (None, "silu", "swish") and not torch.compiler.is_compiling()
+
+
+def _tracks(*tensors: torch.Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+def _scan(stock: Callable) -> Callable:
+    def mamba_selective_scan(
+        hidden_states,
+        dt,
+        A,
+        B,
+        C,
+        D=None,
+        z=None,
+        delta_bias=None,
+        delta_softplus=False,
+        return_last_state=False,
+        **rest,
+    ):
+        if not _serves(hidden_states):
+            return stock(
+                hidden_states,
+                dt,
+                A,
+                B,
+                C,
+                D,
+                z,
+                delta_bias,
+                delta_softplus,
+                return_last_state=return_last_state,
+                **rest,
+            )
+        return selective_scan(
+            hidden_states, dt, A, B, C, D, z, delta_bias, delta_softplus, return_last_state=return_last_state
+        )
+
+    return mamba_selective_scan
+
+
+def _chunk_scan(stock: Callable) -> Callable:
+    def mamba2_chunk_scan(
+        hidden_states,
+        dt,
+        A,
+        B,
+        C,
+        chunk_size,
+        D=None,
+        dt_bias=None,
+        initial_states=None,
+        dt_softplus=False,
+        dt_limit=(0.0, float("inf")),
+        return_final_states=False,
+        **rest,
+    ):
+        if not _serves(hidden_states):
+            return stock(
+                hidden_states, dt, A, B, C, chunk_size, D, dt_bias, initial_states, dt_softplus, dt_limit,
+                return_final_states, **rest,
+            )  # fmt: skip
+        return chunk_scan(
+            hidden_states, dt, A, B, C, D, dt_bias, dt_softplus, dt_limit, initial_states, return_final_states
+        )
+
+    return mamba2_chunk_scan
+
+
+def _conv(stock: Callable) -> Callable:
+    def causal_conv1d_fn(hidden_states, weight, bias=None, activation=None, **rest):
+        if not _serves(hidden_states, activation) or 0 in hidden_states.shape:
+            return stock(hidden_states, weight, bias, activation, **rest)
+        return causal_conv1d(hidden_states, weight, bias, activation)
+
+    return causal_conv1d_fn
+
+
+def _conv_update(stock: Callable) -> Callable:
+    def causal_conv1d_update(hidden_states, conv_state, weight, bias=None, activation=None):
+        if (
+            not _serves(hidden_states, activation)
+            or hidden_states.shape[-1] != 1
+            or _tracks(hidden_states, weight, bias)
+        ):
+            return stock(hidden_states, conv_state, weight, bias, activation)
+        return decode.causal_conv1d_update(hidden_states[..., 0], conv_state, weight, bias, activation)[..., None]
+
+    return causal_conv1d_update
+
+
+def _state_update(stock: Callable) -> Callable:
+    def mamba_selective_state_update(
+        state, hidden_states, dt, A, B, C, D=None, dt_bias=None, dt_softplus=False, z=None, **rest
+    ):
+        if not _serves(hidden_states) or _tracks(state, hidden_states, dt, A, B, C, D, z):
+            return stock(state, hidden_states, dt, A, B, C, D, dt_bias, dt_softplus, z, **rest)
+        return decode.selective_state_update(state, hidden_states, dt, A, B, C, D, z, dt_bias, dt_softplus)
+
+    return mamba_selective_state_update
+
+
+def _chunk_state_update(stock: Callable) -> Callable:
+    def mamba2_selective_state_update(
+        state, hidden_states, dt, A, B, C, D=None, dt_bias=None, dt_softplus=False, z=None, **rest
+    ):
+        if not _serves(hidden_states) or z is not None or _tracks(state, hidden_states, dt, A, B, C, D):
+            return stock(state, hidden_states, dt, A, B, C, D, dt_bias, dt_softplus, z, **rest)
+        # The model repeats what belongs to a head over its channels and states: the first of each says it all.
+        D, dt_bias = (None if x is None else x[:, 0] for x in (D, dt_bias))
+        return decode.chunk_state_update(state, hidden_states, dt[..., 0], A[:, 0, 0], B, C, D, dt_bias, dt_softplus)
+
+    return mamba2_selective_state_update
+
+
+_CONV = {"causal_conv1d_fn": _conv, "causal_conv1d_update": _conv_update}
+_MAMBA = _CONV | {"mamba_selective_scan": _scan, "mamba_selective_state_update": _state_update}
+_MAMBA2 = _CONV | {"mamba2_chunk_scan": _chunk_scan, "mamba2_selective_state_update": _chunk_state_update}
+
+EXCHANGED: dict[str, dict[str, Callable]] = {
+    "transformers.models.mamba.modeling_mamba": _MAMBA,
+    "transformers.models.falcon_mamba.modeling_falcon_mamba": _MAMBA,
+    "transformers.models.mamba2.modeling_mamba2": _MAMBA2,
+}
+
+# How the functions must look for the exchange to be right; another version of transformers may change them.
+SIGNATURES = {
+    "causal_conv1d_fn": "hidden_states weight bias activation kwargs",
+    "causal_conv1d_update": "hidden_states conv_state weight bias activation",
+    "mamba_selective_scan": "hidden_states dt A B C D z delta_bias delta_softplus return_last_state use_mambapy "
+    "use_associative_scan kwargs",
+    "mamba_selective_state_update": "state hidden_states dt A B C D dt_bias dt_softplus z kwargs",
+    "mamba2_chunk_scan": "hidden_states dt A B C chunk_size D dt_bias initial_states dt_softplus dt_limit "
+    "return_final_states kwargs",
+    "mamba2_selective_state_update": "state hidden_states dt A B C D dt_bias dt_softplus z kwargs",
+}
+
+_users: dict[str, int] = {}
+_stock: dict[str, dict[str, Callable]] = {}
+
+
+def _differences(module, exchanged: dict[str, Callable]) -> list[str]:
+    """What this version of transformers does otherwise than the kernels expect; empty when all is well."""
+    found = []
+    for name in exchanged:
+        function = vars(module).get(name)
+        if not callable(function):
+            found.append(f"{name} is gone")
+            continue
+        have = list(inspect.signature(function).parameters)
+        if have != SIGNATURES[name].split():
+            found.append(f"{name} takes ({', '.join(have)}) instead of ({', '.join(SIGNATURES[name].split())})")
+    return found
+
+
+def _put_in(path: str) -> None:
+    module = sys.modules[path]
+    if _users.get(path, 0) == 0:
+        _stock[path] = {name: vars(module)[name] for name in EXCHANGED[path]}
+        for name, make in EXCHANGED[path].items():
+            setattr(module, name, make(_stock[path][name]))
+    _users[path] = _users.get(path, 0) + 1
+
+
+def _take_out(path: str) -> None:
+    _users[path] -= 1
+    if _users[path] == 0:
+        for name, function in _stock.pop(path).items():
+            setattr(sys.modules[path], name, function)
+
+
+class NativeHandle:
+    """What `use_native` put in. `close()`, or the end of a `with` block, takes it out again.
+
+    Attributes:
+        active: whether anything is in use.
+    """
+
+    def __init__(self, paths: list[str]):
+        self._paths = paths
+        for path in paths:
+            _put_in(path)
+
+    @property
+    def active(self) -> bool:
+        return bool(self._paths)
+
+    def close(self) -> None:
+        """Puts stock's functions back, once the last handle on the same kind of model is closed."""
+        while self._paths:
+            _take_out(self._paths.pop())
+
+    def __enter__(self) -> "NativeHandle":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+
+def use_native(model: torch.nn.Module) -> NativeHandle:
+    """Runs the scans, convolutions and token updates of a Mamba model on the kernels, or on their twins.
+
+    Modules are called as before, so hooks on them fire as before. Nothing happens when `HF_MAMBA_PRUNE_NATIVE=0`, or
+    when no part of the model is Mamba, Falcon-Mamba or Mamba-2. Works in training, under autocast, with caches, with
+    attention masks and with gradient checkpointing; tensors on other devices go to the function they went to before.
+
+    Args:
+        model: the model, wrapped or not. The exchange holds for all models of its kind in this process.
+
+    Returns:
+        The handle that takes it back; usable as a context manager.
+
+    Warns:
+        UserWarning: this version of transformers calls its functions in another way; stock's stay in use.
+    """
+    if not enabled():
+        return NativeHandle([])
+    paths = sorted({type(module).__module__ for module in model.modules()} & EXCHANGED.keys())
+    fitting = []
+    for path in paths:
+        different = [] if _users.get(path, 0) else _differences(sys.modules[path], EXCHANGED[path])
+        if different:
+            version = sys.modules["transformers"].__version__
+            warnings.warn(
+                f"transformers {version} differs from what the native kernels expect in {path}: "
+                f"{'; '.join(different)}. The stock functions, slow on a CPU, stay in use; install a version that "
+                "hf-mamba-prune was tested with.",
+                stacklevel=2,
+            )
+        else:
+            fitting.append(path)
+    return NativeHandle(fitting)

@@ -1,0 +1,29 @@
+// Compiled once per instruction set: HMP_ISA names the namespace, HMP_TABLE the table it fills.
+#include "conv.h"
+#include "scan_backward.h"
+#include "scan_forward.h"
+#include "select.h"
+#include "step.h"
+
+#define HMP_TEXT_OF(name) #name
+#define HMP_TEXT(name) HMP_TEXT_OF(name)
+
+namespace hmp {
+
+extern const KernelTable HMP_TABLE = {
+    HMP_TEXT(HMP_ISA),
+    HMP_ISA::kLanes,
+    HMP_ISA::scan_sizes,
+    HMP_ISA::scan_forward,
+    HMP_ISA::scan_backward,
+    HMP_ISA::conv_forward,
+    HMP_ISA::conv_backward,
+    HMP_ISA::state_step,
+    HMP_ISA::conv_step,
+    HMP_ISA::range_histogram,
+    HMP_ISA::keep_above,
+    HMP_ISA::tie_positions,
+    HMP_ISA::zero_below,
+};
+
+}  // namespace hmp

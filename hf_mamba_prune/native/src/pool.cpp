@@ -1,0 +1,168 @@
+#include "pool.h"
+
+#include <pthread.h>
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdlib>
+#include <mutex>
+#include <new>
+#include <system_error>
+#include <thread>
+
+namespace hmp {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+// Long enough to bridge the Python between two kernels, short enough to leave a busy core to others.
+constexpr std::chrono::microseconds kSpin{40};
+
+inline void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+template <typename Ready>
+bool spin_until(Ready ready) {
+  const auto end = Clock::now() + kSpin;
+  do {
+    for (int i = 0; i < 64; ++i) {
+      if (ready()) return true;
+      pause();
+    }
+  } while (Clock::now() < end);
+  return ready();
+}
+
+class Pool {
+ public:
+  void run(int64_t tasks, int threads, Task task, const void* context) {
+    std::unique_lock<std::mutex> busy(running_, std::try_to_lock);
+    if (!busy.owns_lock()) {  // another Python thread holds the workers
+      for (int64_t i = 0; i < tasks; ++i) task(context, i);
+      return;
+    }
+    grow(threads - 1);
+    task_ = task;
+    context_ = context;
+    unfinished_.store(tasks, std::memory_order_relaxed);
+    limit_.store(threads - 1, std::memory_order_relaxed);
+    const uint64_t job = ((left_.load(std::memory_order_relaxed) >> 32) + 1) << 32 | static_cast<uint64_t>(tasks);
+    left_.store(job, std::memory_order_seq_cst);
+    if (sleepers_.load(std::memory_order_seq_cst) > 0) {
+      { std::lock_guard<std::mutex> lock(sleep_); }
+      wake_.notify_all();
+    }
+    take();
+    auto done = [this] { return unfinished_.load(std::memory_order_acquire) == 0; };
+    if (!spin_until(done)) {
+      std::unique_lock<std::mutex> lock(sleep_);
+      finished_.wait(lock, done);
+    }
+  }
+
+ private:
+  // Takes tasks until none is left. The count of tasks left and the job's number share one word, so a thread that
+  // slept through a job can never take a task of it by mistake.
+  void take() {
+    uint64_t left = left_.load(std::memory_order_acquire);
+    while (static_cast<uint32_t>(left) != 0) {
+      if (!left_.compare_exchange_weak(left, left - 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+      task_(context_, static_cast<int64_t>(static_cast<uint32_t>(left)) - 1);
+      if (unfinished_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+        { std::lock_guard<std::mutex> lock(sleep_); }
+        finished_.notify_one();
+      }
+      left = left_.load(std::memory_order_acquire);
+    }
+  }
+
+  void grow(int wanted) {
+    while (workers_ < wanted) {
+      try {
+        std::thread(&Pool::work, this, workers_).detach();
+      } catch (const std::system_error&) {
+        return;  // no more threads to be had: the caller and those that exist share the tasks
+      }
+      ++workers_;
+    }
+  }
+
+  void work(int index) {
+    auto ready = [this, index] {
+      return static_cast<uint32_t>(left_.load(std::memory_order_seq_cst)) != 0 &&
+             index < limit_.load(std::memory_order_relaxed);
+    };
+    for (;;) {
+      if (!spin_until(ready)) {
+        std::unique_lock<std::mutex> lock(sleep_);
+        sleepers_.fetch_add(1, std::memory_order_seq_cst);
+        wake_.wait(lock, ready);
+        sleepers_.fetch_sub(1, std::memory_order_seq_cst);
+      }
+      take();
+    }
+  }
+
+  std::mutex running_, sleep_;
+  std::condition_variable wake_, finished_;
+  std::atomic<uint64_t> left_{0};  // job number << 32 | tasks left to take
+  std::atomic<int64_t> unfinished_{0};
+  std::atomic<int> sleepers_{0}, limit_{0};
+  Task task_ = nullptr;
+  const void* context_ = nullptr;
+  int workers_ = 0;
+};
+
+// Never destroyed: its threads may still sleep on it when the process ends. A forked child has none of the parent's
+// threads, so it starts a pool of its own and leaves the old one untouched.
+std::atomic<Pool*> pool{nullptr};
+
+void forget_pool() { pool.store(nullptr); }
+
+Pool& the_pool() {
+  Pool* current = pool.load(std::memory_order_acquire);
+  if (current != nullptr) return *current;
+  static std::once_flag once;
+  std::call_once(once, [] { pthread_atfork(nullptr, nullptr, forget_pool); });
+  Pool* fresh = new Pool;
+  if (pool.compare_exchange_strong(current, fresh)) return *fresh;
+  delete fresh;
+  return *current;
+}
+
+struct Scratch {
+  float* data = nullptr;
+  size_t floats = 0;
+  ~Scratch() { std::free(data); }
+};
+
+thread_local Scratch thread_scratch;
+
+}  // namespace
+
+void parallel(int64_t tasks, int threads, Task task, const void* context) {
+  if (threads > tasks) threads = static_cast<int>(tasks);
+  if (threads <= 1) {
+    for (int64_t i = 0; i < tasks; ++i) task(context, i);
+    return;
+  }
+  the_pool().run(tasks, threads, task, context);
+}
+
+float* scratch(size_t floats) {
+  if (floats > thread_scratch.floats) {
+    std::free(thread_scratch.data);
+    const size_t bytes = (floats * sizeof(float) + 4095) / 4096 * 4096;
+    thread_scratch.data = static_cast<float*>(std::aligned_alloc(64, bytes));
+    thread_scratch.floats = thread_scratch.data == nullptr ? 0 : bytes / sizeof(float);
+    if (thread_scratch.data == nullptr) throw std::bad_alloc();
+  }
+  return thread_scratch.data;
+}
+
+}  // namespace hmp

@@ -1,0 +1,17 @@
+// A small pool of threads of its own: torch's OpenMP runtime and a second one fight over busy cores.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace hmp {
+
+using Task = void (*)(const void* context, int64_t task);
+
+// Runs task(context, i) for i in [0, tasks), on at most `threads` threads, the caller's included.
+// Which thread runs which task is not fixed, so a task may only write what no other task reads or writes.
+void parallel(int64_t tasks, int threads, Task task, const void* context);
+
+// Scratch memory of the calling thread, aligned to 64 bytes; valid until its next call on the same thread.
+float* scratch(size_t floats);
+
+}  // namespace hmp

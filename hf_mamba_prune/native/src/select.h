@@ -1,0 +1,222 @@
+// Histograms and masks over the magnitudes of a flat tensor, at the speed of memory. The key of a value is the bit
+// pattern of float32(|value|): keys are in the order of magnitudes.
+#pragma once
+#include "lanes.h"
+#include "pool.h"
+
+namespace hmp {
+namespace HMP_ISA {
+
+constexpr int64_t kChunk = int64_t{1} << 19;  // values a task
+constexpr uint32_t kMagnitude = 0x7fffffffu;
+
+using Bytes = uint8_t __attribute__((vector_size(kLanes)));
+
+// One bit a lane of a comparison's result.
+HMP_INLINE uint32_t lane_bits(Ints mask) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask((__m512i)mask);
+#elif defined(__AVX2__)
+  return static_cast<uint32_t>(_mm256_movemask_ps((__m256)mask));
+#elif defined(__x86_64__)
+  return static_cast<uint32_t>(_mm_movemask_ps((__m128)mask));
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < kLanes; ++i) bits |= static_cast<uint32_t>(mask[i] & 1) << i;
+  return bits;
+#endif
+}
+
+// fp16 keys: the exponent is moved by a multiplication, which is exact and gets denormals right.
+HMP_INLINE Words half_keys(Words half) {
+  const Words magnitude = half & 0x7fffu;
+  const Words scaled = to_bits(from_bits(magnitude << 13) * 0x1p112f);
+  return magnitude >= 0x7c00u ? (magnitude << 13 | 0x7f800000u) : scaled;
+}
+
+template <Dtype Type>
+HMP_INLINE Words load_keys(const char* data, int64_t at) {
+  if (Type == Dtype::kFloat32) return load_as<Words>(data + 4 * at) & kMagnitude;
+  const Words halves = __builtin_convertvector(load_as<Halves>(data + 2 * at), Words);
+  return Type == Dtype::kBFloat16 ? (halves << 16) & kMagnitude : half_keys(halves);
+}
+
+// Calls visit(keys, position, lanes) for each vector of values in [first, last); the last one may be partly filled.
+template <Dtype Type, typename Visit>
+HMP_INLINE void visit_keys(const char* data, int64_t first, int64_t last, Visit visit) {
+  constexpr int kBytes = Type == Dtype::kFloat32 ? 4 : 2;
+  int64_t at = first;
+  for (; at + kLanes <= last; at += kLanes) {
+    __builtin_prefetch(data + kBytes * at + 1024);
+    visit(load_keys<Type>(data, at), at, kLanes);
+  }
+  if (at < last) {
+    char rest[kLanes * 4] = {};
+    std::memcpy(rest, data + kBytes * at, kBytes * (last - at));
+    visit(load_keys<Type>(rest, 0), at, static_cast<int>(last - at));
+  }
+}
+
+template <Dtype Value>
+struct Kind {
+  static constexpr Dtype value = Value;
+};
+template <typename Run>
+auto with_kind(Dtype dtype, Run run) {
+  if (dtype == Dtype::kFloat32) return run(Kind<Dtype::kFloat32>{});
+  if (dtype == Dtype::kBFloat16) return run(Kind<Dtype::kBFloat16>{});
+  return run(Kind<Dtype::kFloat16>{});
+}
+
+struct Chunk {
+  int64_t first, last;
+  Chunk(const Values& values, int64_t task)
+      : first(task * kChunk), last(first + kChunk < values.count ? first + kChunk : values.count) {}
+};
+HMP_INLINE int64_t chunks(const Values& values) { return (values.count + kChunk - 1) / kChunk; }
+
+struct Histogram {
+  const Values& values;
+  uint32_t low;
+  int shift;
+  int64_t bins, stripes;
+  int64_t* counts;  // below, (bins), above
+
+  template <Dtype Type>
+  void run(int64_t stripe) const {
+    // Two tables in turn: neighbours often fall in one bin, and an addition must not wait for the one before.
+    uint32_t* table = reinterpret_cast<uint32_t*>(scratch(2 * bins));
+    std::memset(table, 0, 2 * bins * sizeof(uint32_t));
+    int64_t below = 0, above = 0;
+    for (int64_t task = stripe; task < chunks(values); task += stripes) {
+      const Chunk chunk(values, task);
+      visit_keys<Type>(values.data, chunk.first, chunk.last, [&](Words keys, int64_t, int lanes) {
+        const uint32_t real = (1u << lanes) - 1;
+        const Words bin = (keys - low) >> shift;
+        const uint32_t under = lane_bits(keys < low) & real;
+        uint32_t inside = lane_bits(bin < static_cast<uint32_t>(bins)) & real & ~under;
+        below += __builtin_popcount(under);
+        above += lanes - __builtin_popcount(under) - __builtin_popcount(inside);
+        if (inside == 0) return;
+        uint32_t each[kLanes];
+        store_as(each, bin);
+        if (inside == (1u << kLanes) - 1) {
+#pragma GCC unroll 16
+          for (int i = 0; i < kLanes; ++i) ++table[(i & 1) * bins + each[i]];
+        } else {
+          for (; inside != 0; inside &= inside - 1) ++table[each[__builtin_ctz(inside)]];
+        }
+      });
+    }
+    __atomic_fetch_add(&counts[0], below, __ATOMIC_RELAXED);
+    __atomic_fetch_add(&counts[bins + 1], above, __ATOMIC_RELAXED);
+    for (int64_t i = 0; i < bins; ++i) {
+      const int64_t sum = static_cast<int64_t>(table[i]) + table[bins + i];
+      if (sum != 0) __atomic_fetch_add(&counts[i + 1], sum, __ATOMIC_RELAXED);
+    }
+  }
+};
+
+inline void range_histogram(const Values& values, uint32_t low, int shift, int64_t bins, int64_t* counts,
+                            int threads) {
+  // A task reads many chunks into one table: clearing and adding a table per chunk would cost more than the chunk.
+  const int64_t wanted = threads > 1 ? 2 * static_cast<int64_t>(threads) : 1, there = chunks(values);
+  const Histogram histogram{values, low, shift, bins, wanted < there ? wanted : there, counts};
+  parallel(histogram.stripes, threads, [](const void* context, int64_t stripe) {
+    const Histogram& h = *static_cast<const Histogram*>(context);
+    with_kind(h.values.dtype, [&](auto kind) { h.run<decltype(kind)::value>(stripe); });
+  }, &histogram);
+}
+
+struct Mask {
+  const Values& values;
+  uint32_t threshold;
+  uint8_t* keep;
+  int64_t* ties;
+
+  template <Dtype Type>
+  void run(int64_t task) const {
+    const Chunk chunk(values, task);
+    int64_t equal = 0;
+    visit_keys<Type>(values.data, chunk.first, chunk.last, [&](Words keys, int64_t at, int lanes) {
+      const Ints above = keys > threshold;
+      const Bytes flags = __builtin_convertvector((Words)above & 1u, Bytes);
+      if (lanes == kLanes) {
+        store_as(keep + at, flags);
+      } else {
+        for (int i = 0; i < lanes; ++i) keep[at + i] = flags[i];
+      }
+      equal += __builtin_popcount(lane_bits(keys == threshold) & ((1u << lanes) - 1));
+    });
+    __atomic_fetch_add(ties, equal, __ATOMIC_RELAXED);
+  }
+};
+
+// keep[i] = key > threshold; returns how many keys equal it.
+inline int64_t keep_above(const Values& values, uint32_t threshold, uint8_t* keep, int threads) {
+  int64_t ties = 0;
+  const Mask mask{values, threshold, keep, &ties};
+  parallel(chunks(values), threads, [](const void* context, int64_t task) {
+    const Mask& m = *static_cast<const Mask*>(context);
+    with_kind(m.values.dtype, [&](auto kind) { m.run<decltype(kind)::value>(task); });
+  }, &mask);
+  return ties;
+}
+
+struct Zero {
+  const Values& values;
+  uint32_t threshold;
+  int64_t* ties;
+
+  template <Dtype Type>
+  void run(int64_t task) const {
+    const Chunk chunk(values, task);
+    int64_t equal = 0;
+    visit_keys<Type>(values.data, chunk.first, chunk.last, [&](Words keys, int64_t at, int lanes) {
+      const Ints kept = keys >= threshold;
+      if (lanes == kLanes) {
+        if constexpr (Type == Dtype::kFloat32) {
+          store_as(values.data + 4 * at, load_as<Words>(values.data + 4 * at) & (Words)kept);
+        } else {
+          const Halves mask = __builtin_convertvector((Words)kept, Halves);
+          store_as(values.data + 2 * at, load_as<Halves>(values.data + 2 * at) & mask);
+        }
+      } else {
+        constexpr int kBytes = Type == Dtype::kFloat32 ? 4 : 2;
+        for (int i = 0; i < lanes; ++i) {
+          if (kept[i] == 0) std::memset(values.data + kBytes * (at + i), 0, kBytes);
+        }
+      }
+      equal += __builtin_popcount(lane_bits(keys == threshold) & ((1u << lanes) - 1));
+    });
+    __atomic_fetch_add(ties, equal, __ATOMIC_RELAXED);
+  }
+};
+
+// Zeroes the values whose key is below the threshold; returns how many keys equal it.
+inline int64_t zero_below(const Values& values, uint32_t threshold, int threads) {
+  int64_t ties = 0;
+  const Zero zero{values, threshold, &ties};
+  parallel(chunks(values), threads, [](const void* context, int64_t task) {
+    const Zero& z = *static_cast<const Zero*>(context);
+    with_kind(z.values.dtype, [&](auto kind) { z.run<decltype(kind)::value>(task); });
+  }, &zero);
+  return ties;
+}
+
+// The positions of the values whose key is `key`, in their order; at most `room` are written, all are counted.
+inline int64_t tie_positions(const Values& values, uint32_t key, int64_t* positions, int64_t room) {
+  int64_t found = 0;
+  with_kind(values.dtype, [&](auto kind) {
+    visit_keys<decltype(kind)::value>(values.data, 0, values.count, [&](Words keys, int64_t at, int lanes) {
+      uint32_t equal = lane_bits(keys == key) & ((1u << lanes) - 1);
+      for (; equal != 0; equal &= equal - 1, ++found) {
+        if (found < room) positions[found] = at + __builtin_ctz(equal);
+      }
+    });
+  });
+  return found;
+}
+
+}  // namespace HMP_ISA
+}  // namespace hmp

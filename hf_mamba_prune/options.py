@@ -1,0 +1,115 @@
+"""The command's options: names, types and help texts, each once."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hf_mamba_prune.config import ALLOCATION_NAMES, GRADIENT_NAMES, SCORE_NAMES, PruningConfig
+from hf_mamba_prune.schedules import SCHEDULES
+
+DEFAULT = PruningConfig()
+PRUNING, DATA, MODEL, OUTPUT = "Pruning", "Data", "Model", "Output"
+
+
+def print_version(wanted: bool) -> None:
+    """Print the version and end the command."""
+    if wanted:
+        print(f"hf-mamba-prune {metadata.version('hf-mamba-prune')}")
+        raise typer.Exit
+
+
+def _option(panel: str, *names: str, help: str, **more: object):
+    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
+
+
+def _one_of(names: tuple[str, ...]) -> str:
+    return ", ".join(names) + "."
+
+
+Version = Annotated[bool, typer.Option("--version", callback=print_version, is_eager=True, help="Show the version.")]
+Model = Annotated[str, typer.Argument(help="Hub id or folder of a Mamba language model.", show_default=False)]
+OptionalModel = Annotated[str | None, typer.Argument(help="Hub id or folder; without it: the environment.")]
+
+Sparsity = Annotated[
+    float | None,
+    _option(PRUNING, "--sparsity", "-s", help="Share of the prunable weights to remove, 0 to below 1. Default: 0.5."),
+]
+Pattern = Annotated[str, _option(PRUNING, "--pattern", help="unstructured, or N:M such as 2:4.")]
+ScoreName = Annotated[str, _option(PRUNING, "--score", help="Which weight matters: " + _one_of(SCORE_NAMES))]
+Allocation = Annotated[
+    str | None,
+    _option(
+        PRUNING, "--allocation", help="Where the sparsity goes: " + _one_of(ALLOCATION_NAMES) + " Default: global."
+    ),
+]
+Alpha = Annotated[float, _option(PRUNING, "--alpha", help="Exponent of the gradient in gradient-magnitude.")]
+Gradient = Annotated[str, _option(PRUNING, "--gradient", help="How sequences add up: " + _one_of(GRADIENT_NAMES))]
+Ceiling = Annotated[float, _option(PRUNING, "--ceiling", help="Highest sparsity of one tensor in a global ranking.")]
+Components = Annotated[
+    str | None,
+    _option(PRUNING, "--components", help="What to prune, with commas. Default: in_proj,x_proj,dt_proj,out_proj."),
+]
+ComponentSparsity = Annotated[
+    list[str] | None,
+    _option(PRUNING, "--component-sparsity", help="NAME=SPARSITY fixes one component; the others take up the rest."),
+]
+Schedule = Annotated[str, _option(PRUNING, "--schedule", help="How sparsity rises: " + _one_of(tuple(SCHEDULES)))]
+Steps = Annotated[int, _option(PRUNING, "--steps", help="Pruning steps; scores are measured anew before each.")]
+Seed = Annotated[int, _option(PRUNING, "--seed", help="Of every random choice.")]
+
+Calibration = Annotated[
+    str, _option(DATA, "--calibration", help="Text file, or Hub data set as name[:config[:split]], to measure on.")
+]
+Samples = Annotated[int, _option(DATA, "--calibration-samples", help="Calibration sequences.")]
+Length = Annotated[int, _option(DATA, "--calibration-length", help="Tokens of a calibration sequence.")]
+BatchSize = Annotated[int, _option(DATA, "--batch-size", help="Sequences per forward pass; never changes the result.")]
+Column = Annotated[str | None, _option(DATA, "--column", help="Text column of the data. Default: text.")]
+Texts = Annotated[
+    list[str] | None,
+    _option(DATA, "--eval", help="Text to evaluate on, before and after; may be repeated. Default: wikitext."),
+]
+NoEvaluation = Annotated[bool, _option(DATA, "--no-eval", help="Evaluate nothing.")]
+Window = Annotated[int, _option(DATA, "--window", help="Tokens of an evaluation window.")]
+Stride = Annotated[int | None, _option(DATA, "--stride", help="Tokens between windows. Default: the window.")]
+MaxWindows = Annotated[int | None, _option(DATA, "--max-windows", help="Evaluate only the first windows.")]
+
+Revision = Annotated[str | None, _option(MODEL, "--revision", help="Branch, tag or commit of a Hub model.")]
+Dtype = Annotated[str, _option(MODEL, "--dtype", help="auto (float32 on a CPU), float32, bfloat16 or float16.")]
+Device = Annotated[str, _option(MODEL, "--device", help="auto, cpu, cuda, cuda:1 ...")]
+Tokenizer = Annotated[str | None, _option(MODEL, "--tokenizer", help="Hub id or folder. Default: the model's own.")]
+NoNative = Annotated[bool, _option(MODEL, "--no-native", help="Leave the native CPU kernels off.")]
+
+Output = Annotated[
+    Path | None,
+    _option(OUTPUT, "--output", "-o", help="Folder to write. Default: <model>-pruned-<NN> here.", show_default=False),
+]
+Overwrite = Annotated[bool, _option(OUTPUT, "--overwrite", help="Replace an earlier result of this tool.")]
+DryRun = Annotated[bool, _option(OUTPUT, "--dry-run", help="Print the plan and change nothing.")]
+Json = Annotated[bool, _option(OUTPUT, "--json", help="Print JSON instead of tables.")]
+Quiet = Annotated[bool, _option(OUTPUT, "--quiet", "-q", help="No bars and no tables.")]
+Debug = Annotated[bool, _option(OUTPUT, "--debug", help="Show the traceback of an error.")]
+
+
+def parse_shares(given: list[str] | None) -> dict[str, float]:
+    """["out_proj=0.5"] -> {"out_proj": 0.5}.
+
+    Raises:
+        ValueError: not of the form NAME=NUMBER.
+    """
+    shares = {}
+    for item in given or []:
+        name, equals, value = item.partition("=")
+        try:
+            shares[name.strip()] = float(value)
+        except ValueError as error:
+            raise ValueError(f"--component-sparsity is {item!r}; expected NAME=NUMBER, like out_proj=0.5.") from error
+    return shares
+
+
+def parse_names(given: str | None) -> tuple[str, ...]:
+    """ "a,b" -> ("a", "b")."""
+    return tuple(name.strip() for name in given.split(",") if name.strip()) if given else ()

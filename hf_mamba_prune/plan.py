@@ -1,0 +1,83 @@
+"""What a run would do and about what it would cost, from the model's config alone: nothing is loaded or changed."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from hf_mamba_prune.allocation import total_to_prune
+from hf_mamba_prune.architectures import find_targets
+from hf_mamba_prune.calibration import GRADIENT_TERMS
+from hf_mamba_prune.config import PruningConfig
+from hf_mamba_prune.scores import build_score
+
+_BYTES = 4
+_ACTIVATIONS = 40
+"""Floats that a block keeps of each token and d_inner channel for the backward pass, measured on a CPU."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would happen.
+
+    Args:
+        weights: of the model.
+        prunable: of the chosen components.
+        zeros: that the masks would set.
+        memory_bytes: estimate of the highest memory, in float32.
+        seconds: estimate for calibration and pruning, without loading and evaluation.
+        components: name -> weights.
+    """
+
+    weights: int
+    prunable: int
+    zeros: int
+    memory_bytes: int
+    seconds: float
+    components: dict[str, int]
+
+
+def make_plan(model: nn.Module, config: PruningConfig) -> Plan:
+    """Plan a run.
+
+    Args:
+        model: may be on the meta device.
+        config: how to prune.
+
+    Raises:
+        ValueError: the config does not fit the model.
+    """
+    targets = find_targets(model, config.components)
+    prunable = sum(target.size for target in targets)
+    weights = sum(p.numel() for p in model.parameters())
+    components: dict[str, int] = {}
+    for target in targets:
+        components[target.component] = components.get(target.component, 0) + target.size
+    needs = build_score(config).needs
+    sums = sum(need in GRADIENT_TERMS for need in needs)
+    tokens = config.calibration_length * (1 if sums else config.batch_size)
+    inner = int(model.config.expand * model.config.hidden_size)
+    layers = model.config.num_hidden_layers if sums else 1
+    activations = tokens * (inner * _ACTIVATIONS * layers + 3 * model.config.vocab_size)
+    calibrated = config.calibration_samples * config.calibration_length * config.steps if needs else 0
+    return Plan(
+        weights=weights,
+        prunable=prunable,
+        zeros=total_to_prune(targets, config, config.sparsity),
+        memory_bytes=_BYTES * (weights + sums * prunable + (activations if needs else 0)),
+        seconds=calibrated * 2 * weights * (3 if sums else 1) / _operations_per_second() * 1.5,
+        components=components,
+    )
+
+
+def _operations_per_second() -> float:
+    """What this processor does in a matrix product of a model's kind, measured in a moment."""
+    left, right = torch.randn(512, 768), torch.randn(768, 1536)
+    left @ right
+    started = time.perf_counter()
+    for _ in range(8):
+        left @ right
+    return 8 * 2 * left.numel() * right.shape[1] / (time.perf_counter() - started)

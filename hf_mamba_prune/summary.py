@@ -1,0 +1,167 @@
+"""What the command prints at the end: tables for people. Machines read `--json`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from hf_mamba_prune.architectures import component_rows, find_targets
+from hf_mamba_prune.plan import Plan
+from hf_mamba_prune.report import Count, LanguageMetrics, PruningReport
+
+POOR_RATIO = 1.5
+"""A perplexity above this multiple of the dense one is said loudly."""
+
+
+def show_report(console: Console, report: PruningReport, output: Path) -> None:
+    """The result of a run, and what to do next."""
+    _show(console, report.model.id, _quality_table(report))
+    _show(console, "Where the zeros are", _component_table(report))
+    if report.sparsity.at_ceiling:
+        names = report.sparsity.at_ceiling
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        console.print(f"\nHeld at the ceiling of {report.config['ceiling']:.0%}: {', '.join(names[:3])}{more}.")
+    costs = ", ".join(f"{cost.step} {cost.seconds:.1f} s" for cost in report.costs)
+    peak = max(cost.peak_bytes for cost in report.costs)
+    console.print(f"\nTime: {costs}; peak memory {peak / 1e9:.2f} GB.")
+    _show_next(console, report, output)
+
+
+def _show_next(console: Console, report: PruningReport, output: Path) -> None:
+    ratio = report.perplexity_ratio()
+    if ratio is not None and ratio > POOR_RATIO:
+        console.print(
+            f"\n[bold red]The perplexity rose to {ratio:.2f} x dense: this model is badly hurt.[/] Try a lower "
+            "--sparsity, more --calibration-samples, or --score gradient-magnitude --allocation global --steps 8."
+        )
+    table = _table("", "")
+    table.show_header = False
+    table.columns[1].justify = "left"
+    table.add_row(f'  AutoModelForCausalLM.from_pretrained("{output}")', "use it, in plain transformers")
+    table.add_row(f"  hf-mamba-prune evaluate {output} --eval TEXT", "measure it on another text")
+    table.add_row(f"  {output / 'report.json'}, {output / 'figures'}", "all that is known of this run")
+    console.print(f"\nSaved in [bold]{output}[/], an ordinary transformers checkpoint. Next:")
+    console.print(table)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(header_style="dim", box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right")
+    return table
+
+
+def _show(console: Console, title: str, table: Table) -> None:
+    console.print(f"\n[bold]{title}[/]")
+    console.print(table)
+
+
+def _quality_table(report: PruningReport) -> Table:
+    table = _table("", "dense", "pruned", "")
+    for before, after in zip(report.before, report.after, strict=True):
+        ratio = f"{after.perplexity / before.perplexity:.3f} x"
+        table.add_row(f"perplexity, {before.text}", f"{before.perplexity:.2f}", f"{after.perplexity:.2f}", ratio)
+        table.add_row("  bits per byte", f"{before.bits_per_byte:.4f}", f"{after.bits_per_byte:.4f}", "")
+    _add_sizes(table, report)
+    return table
+
+
+def _add_sizes(table: Table, report: PruningReport) -> None:
+    for count in (report.sparsity.prunable, report.sparsity.model):
+        before, after = count.weights - count.zeros_before, count.weights - count.zeros
+        table.add_row(f"non-zero, {count.name}", f"{before:,}", f"{after:,}", f"{count.sparsity:.2%} zero")
+
+
+def _component_table(report: PruningReport) -> Table:
+    table = _table("component", "weights", "zeros", "sparsity")
+    for count in report.sparsity.components:
+        table.add_row(_indented(count), f"{count.weights:,}", f"{count.zeros:,}", f"{count.sparsity:.1%}")
+    return table
+
+
+def _indented(count: Count) -> str:
+    return f"  {count.name}" if "." in count.name else count.name
+
+
+def show_metrics(console: Console, metrics: tuple[LanguageMetrics, ...], zeros: float) -> None:
+    """The result of `evaluate`."""
+    table = _table("text", "perplexity", "bits/byte", "word perplexity", "tokens", "window", "tokens/s")
+    for m in metrics:
+        table.add_row(
+            m.text,
+            f"{m.perplexity:.3f}",
+            f"{m.bits_per_byte:.4f}",
+            f"{m.word_perplexity:.1f}",
+            f"{m.tokens:,}",
+            f"{m.window} / {m.stride}, {m.dtype}",
+            f"{m.tokens_per_second:,.0f}",
+        )
+    console.print(table)
+    console.print(f"Zeros in the model: {zeros:.2%}.")
+
+
+def show_plan(console: Console, plan: Plan, output: Path) -> None:
+    """The result of `--dry-run`."""
+    table = _table("", "")
+    table.add_row("weights of the model", f"{plan.weights:,}")
+    for name, weights in plan.components.items():
+        table.add_row(f"  {name}", f"{weights:,}")
+    table.add_row("prunable", f"{plan.prunable:,} ({plan.prunable / plan.weights:.1%} of the model)")
+    table.add_row("will be zero", f"{plan.zeros:,} ({plan.zeros / plan.weights:.1%} of the model)")
+    table.add_row("memory, about", f"{plan.memory_bytes / 1e9:.1f} GB")
+    table.add_row("calibration and pruning, about", f"{plan.seconds:,.0f} s")
+    table.add_row("output", str(output))
+    _show(console, "Plan (nothing was changed)", table)
+
+
+def describe_model(model) -> list[dict[str, object]]:
+    """One record a component: weights, share of the model, pruned by default, what switches it off."""
+    total = sum(p.numel() for p in model.parameters())
+    records = []
+    for row in component_rows(model):
+        if row.kind == "state":
+            weights = sum(p.numel() for name, p in model.named_parameters() if name.endswith(row.weight))
+        else:
+            weights = sum(target.size for target in find_targets(model, (row.component,)))
+        records.append(
+            {
+                "component": row.component,
+                "weights": weights,
+                "share": weights / total,
+                "pruned": "by default" if row.default else "never" if row.kind == "state" else "by choice",
+                "off": row.off,
+                "parts": list(row.parts(model.config)) if row.parts else [],
+            }
+        )
+    return records
+
+
+def show_model(console: Console, source: str, model, records: list[dict[str, object]]) -> None:
+    """The result of `info MODEL`."""
+    total = sum(p.numel() for p in model.parameters())
+    table = _table("component", "weights", "share", "pruned", "parts")
+    for record in records:
+        table.add_row(
+            str(record["component"]),
+            f"{record['weights']:,}",
+            f"{record['share']:.1%}",
+            str(record["pruned"]),
+            ", ".join(record["parts"]),
+        )
+    layers = model.config.num_hidden_layers
+    _show(console, f"{source}: {model.config.model_type}, {layers} blocks, {total:,} weights", table)
+    for record in records:
+        if record["pruned"] == "never":
+            console.print(f"{record['component']} is switched off {record['off']}.", highlight=False)
+
+
+def show_facts(console: Console, title: str, facts: dict[str, object]) -> None:
+    """Two columns of names and values."""
+    table = _table("", "")
+    table.show_header = False
+    table.columns[1].justify = "left"
+    for name, value in facts.items():
+        table.add_row(f"  {name}", str(value))
+    _show(console, title, table)
