@@ -1,1 +1,36 @@
-"""Prune Mamba language models: sparse, smaller on disk, faster to run, with proof."""
+"""Prune Mamba language models: sparse checkpoints that stay ordinary transformers models, with an honest report."""
+
+from __future__ import annotations
+
+from hf_mamba_prune.architectures import ARCHITECTURES, Target, find_targets
+from hf_mamba_prune.calibration import calibrate
+from hf_mamba_prune.config import PruningConfig
+from hf_mamba_prune.evaluation import Evaluation
+from hf_mamba_prune.job import EvaluationChoice, ModelChoice, PruningJob
+from hf_mamba_prune.loading import load_model
+from hf_mamba_prune.native import use_native
+from hf_mamba_prune.pruning import Origin, prune
+from hf_mamba_prune.report import PruningReport
+from hf_mamba_prune.scores import SCORES, Score
+from hf_mamba_prune.texts import TextSource, read_text
+
+__all__ = [
+    "ARCHITECTURES",
+    "SCORES",
+    "Evaluation",
+    "EvaluationChoice",
+    "ModelChoice",
+    "Origin",
+    "PruningConfig",
+    "PruningJob",
+    "PruningReport",
+    "Score",
+    "Target",
+    "TextSource",
+    "calibrate",
+    "find_targets",
+    "load_model",
+    "prune",
+    "read_text",
+    "use_native",
+]
