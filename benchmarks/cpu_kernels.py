@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -114,17 +115,23 @@ def limit() -> None:
     at_most("peak memory, native / mambapy", peaks["native"] / peaks["mambapy"], 0.5)
 
 
+def resident(field: str) -> float:
+    """GB of this process's memory: VmRSS, what it has now, or VmHWM, the most it ever had (Linux)."""
+    for row in Path("/proc/self/status").read_text().splitlines():
+        if row.startswith(field + ":"):
+            return int(row.split()[1]) / 1024**2
+    raise RuntimeError(f"/proc/self/status has no {field}: peak memory can be measured on Linux only")
+
+
 def peak(kind: str) -> None:
-    """Prints by how many GB one forward + backward raises the peak of this process."""
+    """Prints by how many GB one forward + backward raises the memory of this process at its peak."""
     model = build(24, use_mambapy=kind == "mambapy")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     run = forward_backward(model, tokens())
-    if kind == "native":
-        with native.use_native(model):
-            run()
-    else:
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # building the model had a peak of its own: forget it
+    with native.use_native(model) if kind == "native" else nullcontext():
         run()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024**2)
+    print(resident("VmHWM") - before)
 
 
 def beside_stock() -> None:

@@ -33,9 +33,10 @@ DEFAULT = o.DEFAULT
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; exit code 0, 1 for a failure, 2 for a wrong request."""
-    arguments = with_default_command(sys.argv[1:] if arguments is None else arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    arguments = with_default_command(given)
     try:
-        app(arguments, prog_name="hf-mamba-prune")
+        app(arguments, prog_name="hf-mamba-prune", obj=shlex.join(["hf-mamba-prune", *given]))
     except (ValueError, RuntimeError, OSError) as error:
         if "--debug" in arguments:
             raise
@@ -58,6 +59,7 @@ def _root(version: o.Version = False) -> None:
 
 @app.command()
 def prune(
+    context: typer.Context,
     model: o.Model,
     sparsity: o.Sparsity = None,
     pattern: o.Pattern = DEFAULT.pattern,
@@ -108,7 +110,7 @@ def prune(
         column,
         EvaluationChoice(texts, column, window, stride, max_windows),
         overwrite,
-        shlex.join(["hf-mamba-prune", *sys.argv[1:]]),
+        context.obj,
     )
     _run(job, dry_run, as_json, quiet)
 
@@ -143,9 +145,11 @@ def evaluate(
 ) -> None:
     """Measure perplexity, bits per byte and speed of a model, pruned or not."""
     with _console(quiet, as_json) as console:
-        choice = EvaluationChoice(tuple(evaluation or ["wikitext"]), column, window, stride, max_windows).read()
-        with ModelChoice(model, revision, dtype, device, tokenizer, not no_native).open() as loaded:
-            metrics = choice.run(loaded.model, loaded.tokenizer)
+        choice = ModelChoice(model, revision, dtype, device, tokenizer, not no_native)
+        choice.check()
+        texts = EvaluationChoice(tuple(evaluation or ["wikitext"]), column, window, stride, max_windows).read()
+        with choice.open() as loaded:
+            metrics = texts.run(loaded.model, loaded.tokenizer)
         weights = [p for p in loaded.model.parameters()]
         zeros = sum(int((p == 0).sum()) for p in weights) / sum(p.numel() for p in weights)
         if as_json:

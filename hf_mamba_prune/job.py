@@ -12,7 +12,7 @@ from hf_mamba_prune.checkpoint import check_output, whole_folder, write_checkpoi
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.evaluation import Evaluation
 from hf_mamba_prune.figures import draw_figures
-from hf_mamba_prune.loading import LoadedModel, load_model
+from hf_mamba_prune.loading import LoadedModel, fetch, load_model, read_config
 from hf_mamba_prune.pruning import Origin, prune
 from hf_mamba_prune.report import PruningReport
 from hf_mamba_prune.scores import build_score
@@ -29,6 +29,11 @@ class ModelChoice:
     device: str = "auto"
     tokenizer: str | None = None
     native: bool = True
+
+    def check(self) -> None:
+        """Refuse a wrong id or an unsupported model before texts and weights are fetched."""
+        folder, _ = fetch(self.source, self.revision, weights=False)
+        read_config(folder, self.source)
 
     @contextmanager
     def open(self) -> Iterator[LoadedModel]:
@@ -86,6 +91,7 @@ class PruningJob:
             RuntimeError: the Hub or the disk refuses, or the model is broken.
         """
         check_output(self.output, self.overwrite)
+        self.model.check()
         if not build_score(self.config).needs:
             calibration = None
         elif self.calibration is None:

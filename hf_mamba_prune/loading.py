@@ -110,12 +110,12 @@ def fetch(source: str, revision: str | None, weights: bool) -> tuple[Path, str |
         raise ValueError(f"{source} is not a folder; expected a folder with config.json, or a Hub id like user/name.")
     with _hub_errors(source, revision):
         folder = Path(snapshot_download(source, revision=revision, allow_patterns=_SMALL_FILES))
+        commit = folder.name  # from here on the same commit, whatever is pushed meanwhile
         if weights:
-            folder = Path(snapshot_download(source, revision=revision, allow_patterns=["*.safetensors"]))
+            snapshot_download(source, revision=commit, allow_patterns=["*.safetensors"])
             if not list(folder.glob("*.safetensors")):
-                patterns = [WEIGHTS, "pytorch_model-*.bin"]
-                folder = Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
-    return folder, folder.name
+                snapshot_download(source, revision=commit, allow_patterns=[WEIGHTS, "pytorch_model-*.bin"])
+    return folder, commit
 
 
 @contextmanager

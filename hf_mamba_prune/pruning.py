@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_mamba_prune.allocation import Budget, allocate
+from hf_mamba_prune.allocation import Budget, allocate, total_to_prune
 from hf_mamba_prune.architectures import Target, find_targets
 from hf_mamba_prune.calibration import Statistics, calibrate
 from hf_mamba_prune.checkpoint import round_to
@@ -74,6 +74,7 @@ def prune(
     """
     meter = CostMeter()
     targets = find_targets(model, config.components)
+    total_to_prune(targets, config, config.sparsity)  # what cannot be is said before the work, not after it
     score = build_score(config)
     origin = origin or Origin(model.name_or_path)
     evaluation = evaluation or Evaluation()
@@ -97,9 +98,7 @@ def prune(
         command=origin.command,
         model=facts,
         sparsity=zeros.facts(config.sparsity, budget),
-        calibration=None
-        if calibration is None or not score.needs
-        else _calibration_facts(calibration.name, sequences),
+        calibration=None if sequences is None else _calibration_facts(calibration.name, sequences),
         before=before,
         after=after,
         costs=meter.costs,

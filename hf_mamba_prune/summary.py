@@ -36,14 +36,14 @@ def _show_next(console: Console, report: PruningReport, output: Path) -> None:
             f"\n[bold red]The perplexity rose to {ratio:.2f} x dense: this model is badly hurt.[/] Try a lower "
             "--sparsity, more --calibration-samples, or --score gradient-magnitude --allocation global --steps 8."
         )
-    table = _table("", "")
-    table.show_header = False
-    table.columns[1].justify = "left"
-    table.add_row(f'  AutoModelForCausalLM.from_pretrained("{output}")', "use it, in plain transformers")
-    table.add_row(f"  hf-mamba-prune evaluate {output} --eval TEXT", "measure it on another text")
-    table.add_row(f"  {output / 'report.json'}, {output / 'figures'}", "all that is known of this run")
+    steps = {
+        f'AutoModelForCausalLM.from_pretrained("{output}")': "use it, in plain transformers",
+        f"hf-mamba-prune evaluate {output} --eval TEXT": "measure it on another text",
+        f"{output / 'report.json'} and {output / 'figures'}": "all that is known of this run",
+    }
     console.print(f"\nSaved in [bold]{output}[/], an ordinary transformers checkpoint. Next:")
-    console.print(table)
+    for what, why in steps.items():
+        console.print(f"  {what:<58}  [dim]{why}[/]", highlight=False, soft_wrap=True)
 
 
 def _table(*columns: str) -> Table:
