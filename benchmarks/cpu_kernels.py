@@ -26,15 +26,16 @@ from transformers import Mamba2Config, Mamba2ForCausalLM, MambaConfig, MambaForC
 from hf_mamba_prune import native
 
 SHAPE = dict(hidden_size=768, state_size=16, vocab_size=50280)  # mamba-130m's, with 24 layers
+LAYERS = dict(vocab_size=256)  # for two layers of it: their head would take three times as long as they do
 
 
 def build(layers: int, **options) -> MambaForCausalLM:
     torch.manual_seed(0)
-    return MambaForCausalLM(MambaConfig(**SHAPE, num_hidden_layers=layers, **options))
+    return MambaForCausalLM(MambaConfig(**SHAPE | options, num_hidden_layers=layers))
 
 
 def tokens(length: int = 512, batch: int = 1) -> torch.Tensor:
-    return torch.randint(0, SHAPE["vocab_size"], (batch, length), generator=torch.Generator().manual_seed(0))
+    return torch.randint(0, LAYERS["vocab_size"], (batch, length), generator=torch.Generator().manual_seed(0))
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -137,7 +138,7 @@ def peak(kind: str) -> None:
 def beside_stock() -> None:
     """Two layers: the stock loop, mambapy, and the kernels with each instruction set and with bf16."""
     ids = tokens()
-    model, mambapy = build(2), build(2, use_mambapy=True)
+    model, mambapy = build(2, **LAYERS), build(2, **LAYERS, use_mambapy=True)
     slow = seconds(forward_backward(model, ids))
     line("stock loop, 2 layers", f"{slow:.2f} s")
     (scan,) = rounds(3, forward_backward(mambapy, ids))
@@ -151,7 +152,7 @@ def beside_stock() -> None:
         than_stock, than_mambapy = wanted.get(isa, (0, 0))
         at_least(f"forward + backward, {isa}: times faster than the stock loop", slow / own, than_stock)
         at_least(f"forward + backward, {isa}: times faster than mambapy", min(scan) / own, than_mambapy)
-    half = build(2).bfloat16()
+    half = build(2, **LAYERS).bfloat16()
     with native.use_native(model):
         full, auto, bf16 = rounds(
             7,
@@ -165,7 +166,7 @@ def beside_stock() -> None:
 
 def length() -> None:
     """Time per token at 8,192 beside that at 512, two layers, forward + backward."""
-    model = build(2)
+    model = build(2, **LAYERS)
     with native.use_native(model):
         short, long = rounds(3, forward_backward(model, tokens(512)), forward_backward(model, tokens(8192)))
     at_most("time per token, 8,192 / 512", ratio(long, short) / 16, 1.3)
@@ -202,7 +203,7 @@ def _burn(_=None) -> None:
 
 def busy() -> None:
     """One forward + backward and one decoding step, on an idle machine and with two other processes on its cores."""
-    model, ids = build(2), tokens()
+    model, ids = build(2, **LAYERS), tokens()
     with native.use_native(model), torch.no_grad():
         cache = model(ids, use_cache=True).cache_params
 
@@ -260,7 +261,7 @@ def decode() -> None:
 def mamba2() -> None:
     """Two layers of mamba2-130m's shape: stock's chunked scan beside the kernel."""
     torch.manual_seed(0)
-    shape = dict(hidden_size=768, state_size=128, num_heads=24, head_dim=64, n_groups=1, vocab_size=50288)
+    shape = dict(hidden_size=768, state_size=128, num_heads=24, head_dim=64, n_groups=1, **LAYERS)
     model, ids = Mamba2ForCausalLM(Mamba2Config(**shape, num_hidden_layers=2)), tokens()
     runs = (forward(model, ids), forward_backward(model, ids))
     stock = rounds(2, *runs)

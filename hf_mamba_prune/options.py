@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from hf_mamba_prune.config import ALLOCATION_NAMES, GRADIENT_NAMES, SCORE_NAMES, PruningConfig
+from hf_mamba_prune.environment import versions
 from hf_mamba_prune.schedules import SCHEDULES
 
 DEFAULT = PruningConfig()
@@ -18,7 +18,7 @@ PRUNING, DATA, MODEL, OUTPUT = "Pruning", "Data", "Model", "Output"
 def print_version(wanted: bool) -> None:
     """Print the version and end the command."""
     if wanted:
-        print(f"hf-mamba-prune {metadata.version('hf-mamba-prune')}")
+        print(f"hf-mamba-prune {versions()['hf-mamba-prune']}")
         raise typer.Exit
 
 
