@@ -122,7 +122,7 @@ def _ranked_counts(slots: Sequence[Slot], total: int, score_of: ScoreOf, seed: i
             yield slot.name, slot.cut(score_of(slot.target))
 
     keeper = Keeper(lowest(visit, total, seed))
-    return [int((~keeper.keep(name, scores)).sum()) for name, scores in visit()]
+    return [scores.numel() - int(torch.count_nonzero(keeper.keep(name, scores))) for name, scores in visit()]
 
 
 ALLOCATIONS = {"uniform": uniform, "per-row": uniform, "global": global_ranking}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from hf_mamba_prune.allocation import Budget, divide
@@ -25,7 +27,8 @@ def target_mask(target: Target, scores: torch.Tensor, budget: Budget, config: Pr
     Raises:
         RuntimeError: a score is not finite or negative.
     """
-    if not torch.isfinite(scores).all() or (scores < 0).any():
+    low, high = scores.aminmax()  # NaN comes through, and fails both comparisons
+    if not (low >= 0 and high < math.inf):
         raise RuntimeError(f"the {config.score} scores of {target.name} are not all finite and >= 0.")
     pieces = []
     for slot, count in budget.of(target):

@@ -121,6 +121,8 @@ def apply_masks(
     def score_of(target: Target) -> torch.Tensor:
         weight = target.weight(model)
         scores = score(target, weight, statistics.get(target.name))
+        if not score.needs:
+            return scores
         # A live weight without a gradient scores 0, but must not tie with those that are gone: they go first.
         return scores.masked_fill_((scores == 0) & (weight != 0), _SMALLEST)
 
