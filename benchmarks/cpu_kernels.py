@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from transformers import Mamba2Config, Mamba2ForCausalLM, MambaConfig, MambaForCausalLM
 
 from hf_mamba_prune import native
+from hf_mamba_prune.selection import Keeper, Threshold, lowest
 
 SHAPE = dict(hidden_size=768, state_size=16, vocab_size=50280)  # mamba-130m's, with 24 layers
 LAYERS = dict(vocab_size=256)  # for two layers of it: their head would take three times as long as they do
@@ -173,27 +174,31 @@ def length() -> None:
 
 
 def selection() -> None:
-    """The exact threshold over 302 M weights by two radix histograms, and the mask, beside one reading of them."""
-    weights = (torch.randn(1 << 20) * 0.02).repeat(288)  # 302 M
-    keep = torch.empty(weights.numel(), dtype=torch.bool)
-    rank = weights.numel() * 7 // 10
+    """Exactly the lowest 70 % of the projections of mamba-370m's shape: threshold and masks, beside one reading."""
+    shapes = {"in_proj": (4096, 1024), "x_proj": (96, 2048), "dt_proj": (2048, 64), "out_proj": (1024, 2048)}
+    names = [(f"layers.{layer}.{name}", shape) for layer in range(48) for name, shape in shapes.items()]
+    scores = [(name, (torch.randn(shape) * 0.02).abs_()) for name, shape in names]
+    total = sum(tensor.numel() for _, tensor in scores)
+    count = total * 7 // 10
 
-    def threshold() -> int:
-        key, left = 0, rank
-        for done in (0, 16):
-            counts = native.radix_histogram(weights, key, done, 16).cumsum(0)
-            found = int(torch.searchsorted(counts, left))
-            left -= int(counts[found - 1]) if found else 0
-            key = key << 16 | found
-        return key
+    def read() -> None:
+        for _, tensor in scores:
+            tensor.sum()
 
-    key = threshold()
-    read, found, mask = rounds(5, weights.sum, threshold, lambda: native.keep_above(weights, key, keep))
-    line("reading 302 M fp32 weights once", f"{weights.numel() * 4e-9 / min(read):.1f} GB/s")
-    at_most("exact threshold / one reading", ratio(found, read), 4)
-    line("mask / one reading", f"{ratio(mask, read):.2f} x")
-    ties = native.keep_above(weights, key, keep)
-    assert int(keep.sum()) <= weights.numel() - rank < int(keep.sum()) + ties
+    def threshold() -> Threshold:
+        return lowest(lambda: scores, count, seed=0)
+
+    def select() -> None:
+        keeper = Keeper(threshold())
+        for name, tensor in scores:
+            keeper.keep(name, tensor)
+
+    reading, finding, whole = rounds(5, read, threshold, select)
+    line(f"reading {total / 1e6:.0f} M fp32 scores once", f"{total * 4e-9 / min(reading):.1f} GB/s")
+    line("exact threshold / one reading", f"{ratio(finding, reading):.2f} x")
+    at_most("exact threshold and masks / one reading", ratio(whole, reading), 4)
+    keeper = Keeper(threshold())
+    assert sum(int((~keeper.keep(name, tensor)).sum()) for name, tensor in scores) == count
 
 
 def _burn(_=None) -> None:

@@ -2,7 +2,8 @@
 
 The bit pattern of a non-negative float32 grows with its value. Two histogram passes (the high 16 bits, then the low
 16 bits of those that share the right high bits) give the k-th smallest key; the tensors are visited one at a time, and
-the only memory is one histogram. Histograms of several ranks may simply be added.
+the only memory is one histogram. Histograms of several ranks may simply be added. With many scores, a sample says
+first where the key must be, and one pass takes out the few around it; where the sample was wrong, the two passes do.
 
 Among equal scores the order is that of a seeded hash of (name, index), found by the same passes over the hash: a
 choice by position would empty one end of a bf16 model, where thousands of scores are equal.
@@ -23,7 +24,10 @@ Visit = Callable[[], Iterable[tuple[str, torch.Tensor]]]
 
 _MIX = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _HASH_BITS = 60
-_PIECE = 1 << 24
+_PIECE = 1 << 20
+_MANY = 1 << 20
+_STRIDE = 251
+_TAKEN = 40
 
 
 def name_seed(name: str, seed: int) -> int:
@@ -81,9 +85,18 @@ def lowest(visit: Visit, count: int, seed: int) -> Threshold:
     def keys(prefix: int, done: int, bits: int) -> torch.Tensor:
         return sum(native.radix_histogram(scores.flatten(), prefix, done, bits).cpu() for _, scores in visit())
 
-    key, rest, equal = _descend(keys, (16, 16), count)
+    near = _near_sample(visit, count)
+    if near:
+        key, rest, ties = near
+        equal = sum(len(positions) for _, positions in ties)
+    else:
+        key, rest, equal = _descend(keys, (16, 16), count)
     if rest == equal:  # all of them go: there is nothing to decide
         return Threshold(key, 1 << _HASH_BITS, 0, seed)
+    if near:
+        found = torch.cat([tie_order(positions, name, seed) for name, positions in ties]).sort().values
+        order = int(found[rest - 1])
+        return Threshold(key, order, rest - int(torch.searchsorted(found, order)), seed)
 
     def orders(prefix: int, done: int, bits: int) -> torch.Tensor:
         histogram = torch.zeros(1 << bits, dtype=torch.int64)
@@ -103,6 +116,47 @@ def _ties(flat: torch.Tensor, key: int) -> Iterator[torch.Tensor]:
     """Positions of the elements at `key`, piece by piece: a constant tensor is one tie, and positions are int64."""
     for start in range(0, len(flat), _PIECE):
         yield native.tie_positions(flat[start : start + _PIECE], key) + start
+
+
+def _near_sample(visit: Visit, count: int) -> tuple[int, int, list[tuple[str, torch.Tensor]]] | None:
+    """The key of the count-th smallest element, how many at that key are within the count, and where all of them are.
+
+    A sample of the keys says between which two the wanted one must be, and the few elements between those are taken
+    out in one pass. None where that would not pay, or where the sample was wrong.
+    """
+    if count < _MANY:
+        return None
+    total, sample = 0, []
+    for _, scores in visit():
+        total += scores.numel()
+        sample.append(scores.flatten()[::_STRIDE].float().cpu())
+    sample = torch.cat(sample)
+    expected = min(1.0, count / total) * len(sample)
+    margin = 1 + 3.5 * (expected * (1 - expected / len(sample))) ** 0.5  # 3.5 standard errors
+    if not 1 <= expected - margin <= expected + margin <= len(sample):
+        return None
+
+    def sampled(prefix: int, done: int, bits: int) -> torch.Tensor:
+        return native.radix_histogram(sample, prefix, done, bits)
+
+    low, high = (_descend(sampled, (16, 16), round(end))[0] for end in (expected - margin, expected + margin))
+    below, inside, taken = 0, 0, []
+    for name, scores in visit():
+        under, positions, keys = native.between(scores.flatten(), low, high)
+        below, inside = below + under, inside + keys.numel()
+        taken.append((name, positions, keys))
+        if inside > total // _TAKEN:
+            return None
+    if not below < count <= below + inside:
+        return None
+    found = torch.cat([keys.cpu() for _, _, keys in taken])
+
+    def between(prefix: int, done: int, bits: int) -> torch.Tensor:
+        return native.radix_histogram(found.view(torch.float32), prefix, done, bits)
+
+    key, rest, _ = _descend(between, (16, 16), count - below)
+    ties = [(name, positions[keys == key].cpu()) for name, positions, keys in taken]
+    return key, rest, [(name, positions) for name, positions in ties if len(positions)]
 
 
 def _descend(histogram: Callable, passes: tuple[int, ...], count: int) -> tuple[int, int, int]:
@@ -131,11 +185,16 @@ class Keeper:
         threshold = self._threshold
         flat = scores.flatten()
         keep = torch.empty(flat.shape, dtype=torch.bool, device=flat.device)
-        native.keep_above(flat, threshold.key, keep)
+        equal = native.keep_above(flat, threshold.key, keep)
+        if not equal or threshold.order == 1 << _HASH_BITS:
+            return keep.view(scores.shape)
         for ties in _ties(flat, threshold.key):
             order = tie_order(ties, name, threshold.seed)
             exact = ties[order == threshold.order]
             keep[ties[order > threshold.order]] = True
             keep[exact[self._left :]] = True
             self._left -= min(self._left, len(exact))
+            equal -= len(ties)
+            if not equal:
+                break
         return keep.view(scores.shape)

@@ -65,7 +65,7 @@ def test_range_histogram_counts_all(way, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", SIZES)
-def test_masks_positions_and_zeroing_agree_with_the_keys(way, dtype, size):
+def test_masks_and_positions_agree_with_the_keys(way, dtype, size):
     values = values_of(dtype, size)
     keys = keys_of(values)
     threshold = int(keys.median()) if size else 5
@@ -73,9 +73,12 @@ def test_masks_positions_and_zeroing_agree_with_the_keys(way, dtype, size):
     assert native.keep_above(values, threshold, keep) == (keys == threshold).sum()
     assert torch.equal(keep, keys > threshold)
     assert torch.equal(native.tie_positions(values, threshold), torch.nonzero(keys == threshold).flatten())
-    zeroed = values.clone()
-    assert native.zero_below(zeroed, threshold) == (keys == threshold).sum()
-    assert torch.equal(zeroed, values.masked_fill(keys < threshold, 0))
+    below, positions, found = native.between(values, threshold, threshold + (1 << 22))
+    order = positions.sort().indices
+    assert below == (keys < threshold).sum()
+    inside = (keys >= threshold) & (keys <= threshold + (1 << 22))
+    assert torch.equal(positions[order], inside.nonzero().flatten())
+    assert torch.equal(found[order].long(), keys[inside])
 
 
 def test_wrong_arguments_are_refused_by_name(way):
@@ -88,7 +91,7 @@ def test_wrong_arguments_are_refused_by_name(way):
         native.tie_positions(values[::2], 0)
     with pytest.raises(ValueError, match="prefix=9, prefix_bits=3"):
         native.radix_histogram(values, 9, 3, 8)
-    with pytest.raises(ValueError, match="threshold_key is -1"):
-        native.zero_below(values, -1)
+    with pytest.raises(ValueError, match="a key is -1"):
+        native.between(values, -1, 5)
     with pytest.raises(ValueError, match="keep is torch.int64"):
         native.keep_above(values, 1, torch.zeros(12, dtype=torch.int64))

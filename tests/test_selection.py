@@ -97,3 +97,30 @@ def test_the_tie_order_is_the_same_on_every_machine():
     assert name_seed("a.weight", 7) == 4764742820431431359
     many = tie_order(torch.arange(100_000), "b.weight", 0)
     assert len(many.unique()) == 100_000 and 0 <= many.min() and many.max() < 1 << 60
+
+
+def misleading(size: int) -> torch.Tensor:
+    values = torch.rand(size)
+    values[::251] = 5.0  # what the sample sees
+    return values
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        torch.rand,
+        lambda size: (torch.rand(size) * 2**16).round(),
+        lambda size: torch.rand(size).bfloat16().float(),
+        misleading,
+    ],
+    ids=["few ties", "some ties", "many ties", "misleading sample"],
+)
+def test_many_scores_are_selected_as_few_are(make):
+    torch.manual_seed(0)
+    tensors = [make(size) for size in (900_000, 50_000, 700_001)]
+    count = 1_200_000
+    order = torch.cat([tie_order(torch.arange(t.numel()), f"t{i}", 0) for i, t in enumerate(tensors)]).numpy()
+    lowest_of_all = np.lexsort((order, torch.cat(tensors).numpy()))[:count]
+    expected = torch.ones(1_650_001, dtype=torch.bool)
+    expected[torch.from_numpy(lowest_of_all)] = False
+    assert torch.equal(torch.cat(masks_of(tensors, count)), expected)

@@ -9,7 +9,7 @@ from hf_mamba_prune.native.library import (
     info,
     instruction_sets,
 )
-from hf_mamba_prune.native.magnitudes import keep_above, radix_histogram, range_histogram, tie_positions, zero_below
+from hf_mamba_prune.native.magnitudes import between, keep_above, radix_histogram, range_histogram, tie_positions
 from hf_mamba_prune.native.plug import NativeHandle, use_native
 from hf_mamba_prune.native.scan import chunk_scan, selective_scan
 
@@ -17,6 +17,7 @@ __all__ = [
     "NativeHandle",
     "active_instruction_set",
     "available",
+    "between",
     "causal_conv1d",
     "causal_conv1d_update",
     "chunk_scan",
@@ -31,5 +32,4 @@ __all__ = [
     "selective_state_update",
     "tie_positions",
     "use_native",
-    "zero_below",
 ]

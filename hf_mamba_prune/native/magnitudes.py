@@ -111,42 +111,50 @@ def keep_above(values: torch.Tensor, threshold_key: int, keep: torch.Tensor) -> 
     return ties
 
 
+def between(values: torch.Tensor, low: int, high: int) -> tuple[int, torch.Tensor, torch.Tensor]:
+    """How many keys are below `low`; the positions and the keys of those in [low, high].
+
+    Args:
+        values: flat, contiguous; float32, bfloat16 or float16.
+        low, high: keys, in [0, 2^31).
+
+    Returns:
+        The count; positions int64 (n,), in no order; keys int32 (n,).
+
+    Raises:
+        ValueError: dtype, shape or key do not fit.
+    """
+    _check(values)
+    _check_key(low)
+    _check_key(high)
+    if not _native(values):
+        below, found = 0, []
+        for start, keys in _pieces(values):
+            below += int((keys < low).sum())
+            inside = ((keys >= low) & (keys <= high)).nonzero().flatten()
+            found.append((inside + start, keys[inside]))
+        positions, keys = zip(*found, strict=True) if found else ([torch.empty(0).long()], [torch.empty(0).int()])
+        return below, torch.cat(positions).to(values.device), torch.cat(keys).to(values.device)
+    isa, threads = active_instruction_set(), torch.get_num_threads()
+    room = values.numel() // 128 + 1024
+    while True:
+        positions, keys = torch.empty(room, dtype=torch.int64), torch.empty(room, dtype=torch.int32)
+        addresses = positions.data_ptr(), keys.data_ptr()
+        below, found = kernels().between(isa, threads, _flat(values), low, high, *addresses, room)
+        if found <= room:
+            return below, positions[:found], keys[:found]
+        room = found
+
+
 def tie_positions(values: torch.Tensor, threshold_key: int) -> torch.Tensor:
     """The positions of the values whose key equals the threshold: int64, ascending.
 
     Raises:
         ValueError: dtype, shape or key do not fit.
     """
-    _check(values)
-    _check_key(threshold_key)
-    if _native(values):
-        isa = active_instruction_set()
-        count = range_histogram(values, threshold_key, 0, 1)[1]
-        positions = torch.empty(int(count), dtype=torch.int64)
-        kernels().tie_positions(isa, _flat(values), threshold_key, positions.data_ptr(), positions.numel())
-        return positions
-    found = [torch.nonzero(keys == threshold_key).flatten() + start for start, keys in _pieces(values)]
-    return torch.cat(found) if found else torch.empty(0, dtype=torch.int64, device=values.device)
-
-
-def zero_below(values: torch.Tensor, threshold_key: int) -> int:
-    """Zeroes, in place, the values whose key is below the threshold; returns how many keys equal it.
-
-    Raises:
-        ValueError: dtype, shape or key do not fit.
-    """
-    _check(values)
-    _check_key(threshold_key)
-    if _native(values):
-        return kernels().zero_below(active_instruction_set(), torch.get_num_threads(), _flat(values), threshold_key)
-    ties = 0
-    for start, keys in _pieces(values):
-        ties += int((keys == threshold_key).sum())
-        with torch.no_grad():
-            values[start : start + PIECE].masked_fill_(keys < threshold_key, 0)
-    return ties
+    return between(values, threshold_key, threshold_key)[1].sort().values
 
 
 def _check_key(key: int) -> None:
     if not 0 <= key < 1 << 31:
-        raise ValueError(f"threshold_key is {key}, expected the bit pattern of a non-negative float32: in [0, 2^31)")
+        raise ValueError(f"a key is {key}, expected the bit pattern of a non-negative float32: in [0, 2^31)")

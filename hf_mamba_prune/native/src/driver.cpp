@@ -110,14 +110,15 @@ bool run_select(const KernelTable& table, int64_t count, Dtype dtype) {
   const Values values{dtype == Dtype::kFloat32 ? reinterpret_cast<char*>(floats) : reinterpret_cast<char*>(halves.data()),
                       dtype, count};
   std::vector<int64_t> counts(1000 + 2), positions(count);
+  std::vector<int32_t> keys(count);
   std::vector<uint8_t> keep(count);
   table.range_histogram(values, 0x3c000000u, 14, 1000, counts.data(), 2);
   table.keep_above(values, 0x3f000000u, keep.data(), 2);
-  table.tie_positions(values, 0x3f000000u, positions.data(), count);
-  table.zero_below(values, 0x3f000000u, 2);
+  const BetweenCounts hits = table.between(values, 0x3c000000u, 0x3f000000u, positions.data(), keys.data(), count, 2);
+  const BetweenCounts more = table.between(values, 0, 0x7fffffffu, positions.data(), keys.data(), count / 2, 2);
   int64_t sum = 0;
   for (int64_t bin : counts) sum += bin;
-  return sum == count;
+  return sum == count && hits.below + hits.found <= count && more.found == count;
 }
 
 }  // namespace

@@ -89,6 +89,10 @@ struct Values {
   int64_t count = 0;
 };
 
+struct BetweenCounts {
+  int64_t below, found;
+};
+
 // Sizes of the scratch tensors that the caller allocates; they depend on the width of the vectors.
 struct ScanSizes {
   int64_t tile, tiles, blocks, shares, padded_states;
@@ -106,8 +110,8 @@ struct KernelTable {
   void (*conv_step)(const ConvStep&);
   void (*range_histogram)(const Values&, uint32_t low, int shift, int64_t bins, int64_t* counts, int threads);
   int64_t (*keep_above)(const Values&, uint32_t threshold, uint8_t* keep, int threads);
-  int64_t (*tie_positions)(const Values&, uint32_t key, int64_t* positions, int64_t room);
-  int64_t (*zero_below)(const Values&, uint32_t threshold, int threads);
+  BetweenCounts (*between)(const Values&, uint32_t low, uint32_t high, int64_t* positions, int32_t* keys, int64_t room,
+                           int threads);
 };
 
 extern const KernelTable kPortable;

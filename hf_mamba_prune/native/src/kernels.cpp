@@ -22,8 +22,7 @@ extern const KernelTable HMP_TABLE = {
     HMP_ISA::conv_step,
     HMP_ISA::range_histogram,
     HMP_ISA::keep_above,
-    HMP_ISA::tie_positions,
-    HMP_ISA::zero_below,
+    HMP_ISA::between,
 };
 
 }  // namespace hmp

@@ -179,15 +179,12 @@ NB_MODULE(_kernels, module) {
     nb::gil_scoped_release release;
     return table.keep_above(values(from), threshold, reinterpret_cast<uint8_t*>(keep), threads);
   });
-  module.def("tie_positions", [](const std::string& isa, const Flat& from, uint32_t key, uintptr_t positions,
-                                 int64_t room) {
+  module.def("between", [](const std::string& isa, int threads, const Flat& from, uint32_t low, uint32_t high,
+                           uintptr_t positions, uintptr_t keys, int64_t room) {
     const KernelTable& table = table_named(isa);
     nb::gil_scoped_release release;
-    return table.tie_positions(values(from), key, reinterpret_cast<int64_t*>(positions), room);
-  });
-  module.def("zero_below", [](const std::string& isa, int threads, const Flat& from, uint32_t threshold) {
-    const KernelTable& table = table_named(isa);
-    nb::gil_scoped_release release;
-    return table.zero_below(values(from), threshold, threads);
+    const BetweenCounts counts = table.between(values(from), low, high, reinterpret_cast<int64_t*>(positions),
+                                               reinterpret_cast<int32_t*>(keys), room, threads);
+    return std::make_tuple(counts.below, counts.found);
   });
 }

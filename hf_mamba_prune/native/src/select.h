@@ -163,59 +163,61 @@ inline int64_t keep_above(const Values& values, uint32_t threshold, uint8_t* kee
   return ties;
 }
 
-struct Zero {
+struct Between {
   const Values& values;
-  uint32_t threshold;
-  int64_t* ties;
+  uint32_t low, high;
+  int64_t room;
+  int64_t* positions;
+  int32_t* found_keys;
+  int64_t* below;
+  int64_t* found;
 
   template <Dtype Type>
   void run(int64_t task) const {
-    const Chunk chunk(values, task);
-    int64_t equal = 0;
-    visit_keys<Type>(values.data, chunk.first, chunk.last, [&](Words keys, int64_t at, int lanes) {
-      const Ints kept = keys >= threshold;
-      if (lanes == kLanes) {
-        if constexpr (Type == Dtype::kFloat32) {
-          store_as(values.data + 4 * at, load_as<Words>(values.data + 4 * at) & (Words)kept);
-        } else {
-          const Halves mask = __builtin_convertvector((Words)kept, Halves);
-          store_as(values.data + 2 * at, load_as<Halves>(values.data + 2 * at) & mask);
-        }
-      } else {
-        constexpr int kBytes = Type == Dtype::kFloat32 ? 4 : 2;
-        for (int i = 0; i < lanes; ++i) {
-          if (kept[i] == 0) std::memset(values.data + kBytes * (at + i), 0, kBytes);
-        }
+    constexpr int kBuffer = 1024;
+    int64_t at_hits[kBuffer];
+    uint32_t key_hits[kBuffer];
+    int hits = 0;
+    int64_t under = 0;
+    const auto flush = [&] {
+      const int64_t start = __atomic_fetch_add(found, hits, __ATOMIC_RELAXED);
+      if (start + hits <= room) {
+        std::memcpy(positions + start, at_hits, hits * sizeof(int64_t));
+        std::memcpy(found_keys + start, key_hits, hits * sizeof(int32_t));
       }
-      equal += __builtin_popcount(lane_bits(keys == threshold) & ((1u << lanes) - 1));
+      hits = 0;
+    };
+    const Chunk chunk(values, task);
+    visit_keys<Type>(values.data, chunk.first, chunk.last, [&](Words keys, int64_t at, int lanes) {
+      const uint32_t real = (1u << lanes) - 1;
+      under += __builtin_popcount(lane_bits(keys < low) & real);
+      uint32_t inside = lane_bits((keys - low) <= (high - low)) & real;
+      if (inside == 0) return;
+      if (hits > kBuffer - kLanes) flush();
+      uint32_t each[kLanes];
+      store_as(each, keys);
+      for (; inside != 0; inside &= inside - 1, ++hits) {
+        const int lane = __builtin_ctz(inside);
+        at_hits[hits] = at + lane;
+        key_hits[hits] = each[lane];
+      }
     });
-    __atomic_fetch_add(ties, equal, __ATOMIC_RELAXED);
+    flush();
+    __atomic_fetch_add(below, under, __ATOMIC_RELAXED);
   }
 };
 
-// Zeroes the values whose key is below the threshold; returns how many keys equal it.
-inline int64_t zero_below(const Values& values, uint32_t threshold, int threads) {
-  int64_t ties = 0;
-  const Zero zero{values, threshold, &ties};
+// Positions and keys of the values whose key is in [low, high], in no order. Nothing is written past `room`; when more
+// are found than that, what is written is not complete.
+inline BetweenCounts between(const Values& values, uint32_t low, uint32_t high, int64_t* positions, int32_t* keys,
+                             int64_t room, int threads) {
+  BetweenCounts counts{0, 0};
+  const Between run{values, low, high, room, positions, keys, &counts.below, &counts.found};
   parallel(chunks(values), threads, [](const void* context, int64_t task) {
-    const Zero& z = *static_cast<const Zero*>(context);
-    with_kind(z.values.dtype, [&](auto kind) { z.run<decltype(kind)::value>(task); });
-  }, &zero);
-  return ties;
-}
-
-// The positions of the values whose key is `key`, in their order; at most `room` are written, all are counted.
-inline int64_t tie_positions(const Values& values, uint32_t key, int64_t* positions, int64_t room) {
-  int64_t found = 0;
-  with_kind(values.dtype, [&](auto kind) {
-    visit_keys<decltype(kind)::value>(values.data, 0, values.count, [&](Words keys, int64_t at, int lanes) {
-      uint32_t equal = lane_bits(keys == key) & ((1u << lanes) - 1);
-      for (; equal != 0; equal &= equal - 1, ++found) {
-        if (found < room) positions[found] = at + __builtin_ctz(equal);
-      }
-    });
-  });
-  return found;
+    const Between& b = *static_cast<const Between*>(context);
+    with_kind(b.values.dtype, [&](auto kind) { b.run<decltype(kind)::value>(task); });
+  }, &run);
+  return counts;
 }
 
 }  // namespace HMP_ISA
