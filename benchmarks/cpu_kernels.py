@@ -186,7 +186,7 @@ def selection() -> None:
             tensor.sum()
 
     def threshold() -> Threshold:
-        return lowest(lambda: scores, count, seed=0)
+        return lowest(lambda: scores, count, total, seed=0)
 
     def select() -> None:
         keeper = Keeper(threshold())

@@ -93,7 +93,10 @@ def measure(run) -> tuple[float, float, int, int]:
 
 
 def main() -> None:
-    rounds = [(measure(ours), measure(theirs)) for _ in range(3)]
+    rounds = []
+    for number in range(1, 4):
+        rounds.append((measure(ours), measure(theirs)))
+        print(f"round {number}: {rounds[-1][0][0]:.2f} s beside {rounds[-1][1][0]:.2f} s", flush=True)
     for label, results in zip(("hf-mamba-prune", "torch global_unstructured"), zip(*rounds, strict=True), strict=True):
         seconds = sorted(r[0] for r in results)[1]
         extra = max(r[1] for r in results)

@@ -121,7 +121,7 @@ def _ranked_counts(slots: Sequence[Slot], total: int, score_of: ScoreOf, seed: i
         for slot in slots:
             yield slot.name, slot.cut(score_of(slot.target))
 
-    keeper = Keeper(lowest(visit, total, seed))
+    keeper = Keeper(lowest(visit, total, sum(slot.size for slot in slots), seed))
     return [scores.numel() - int(torch.count_nonzero(keeper.keep(name, scores))) for name, scores in visit()]
 
 

@@ -44,7 +44,7 @@ def target_mask(target: Target, scores: torch.Tensor, budget: Budget, config: Pr
 
 def tensor_mask(scores: torch.Tensor, count: int, name: str, seed: int) -> torch.Tensor:
     """Drop the `count` lowest scores of a tensor; equal ones by the seeded order of `selection.tie_order`."""
-    return Keeper(lowest(lambda: [(name, scores)], count, seed)).keep(name, scores)
+    return Keeper(lowest(lambda: [(name, scores)], count, scores.numel(), seed)).keep(name, scores)
 
 
 def row_mask(scores: torch.Tensor, counts: list[int], name: str, seed: int) -> torch.Tensor:

@@ -27,7 +27,7 @@ _HASH_BITS = 60
 _PIECE = 1 << 20
 _MANY = 1 << 20
 _STRIDE = 251
-_TAKEN = 40
+_TAKEN = 50
 
 
 def name_seed(name: str, seed: int) -> int:
@@ -68,24 +68,27 @@ class Threshold:
     seed: int
 
 
-def lowest(visit: Visit, count: int, seed: int) -> Threshold:
+def lowest(visit: Visit, count: int, total: int, seed: int) -> Threshold:
     """The threshold under which exactly `count` scores of all tensors lie.
 
     Args:
         visit: gives the tensors; scores are float32, finite, not negative, of any shape.
-        count: 0 to the number of scores.
+        count: 0 to `total`.
+        total: number of scores.
         seed: decides among equal scores.
 
     Raises:
         ValueError: fewer scores than `count`.
     """
+    if count > total:
+        raise ValueError(f"{count} scores were asked for, but there are only {total}.")
     if count == 0:
         return Threshold(0, 0, 0, seed)
 
     def keys(prefix: int, done: int, bits: int) -> torch.Tensor:
         return sum(native.radix_histogram(scores.flatten(), prefix, done, bits).cpu() for _, scores in visit())
 
-    near = _near_sample(visit, count)
+    near = _near_sample(visit, count, total)
     if near:
         key, rest, ties = near
         equal = sum(len(positions) for _, positions in ties)
@@ -118,20 +121,21 @@ def _ties(flat: torch.Tensor, key: int) -> Iterator[torch.Tensor]:
         yield native.tie_positions(flat[start : start + _PIECE], key) + start
 
 
-def _near_sample(visit: Visit, count: int) -> tuple[int, int, list[tuple[str, torch.Tensor]]] | None:
+def _near_sample(visit: Visit, count: int, total: int) -> tuple[int, int, list[tuple[str, torch.Tensor]]] | None:
     """The key of the count-th smallest element, how many at that key are within the count, and where all of them are.
 
     A sample of the keys says between which two the wanted one must be, and the few elements between those are taken
     out in one pass. None where that would not pay, or where the sample was wrong.
     """
-    if count < _MANY:
+    if count < _MANY:  # a sample would be too small
         return None
-    total, sample = 0, []
+    sample, seen = torch.empty(-(-total // _STRIDE)), 0
     for _, scores in visit():
-        total += scores.numel()
-        sample.append(scores.flatten()[::_STRIDE].float().cpu())
-    sample = torch.cat(sample)
-    expected = min(1.0, count / total) * len(sample)
+        first = -(-seen // _STRIDE)
+        piece = scores.flatten()[first * _STRIDE - seen :: _STRIDE]
+        sample[first : first + len(piece)] = piece
+        seen += scores.numel()
+    expected = count / total * len(sample)
     margin = 1 + 3.5 * (expected * (1 - expected / len(sample))) ** 0.5  # 3.5 standard errors
     if not 1 <= expected - margin <= expected + margin <= len(sample):
         return None
@@ -140,22 +144,23 @@ def _near_sample(visit: Visit, count: int) -> tuple[int, int, list[tuple[str, to
         return native.radix_histogram(sample, prefix, done, bits)
 
     low, high = (_descend(sampled, (16, 16), round(end))[0] for end in (expected - margin, expected + margin))
-    below, inside, taken = 0, 0, []
+    room = total // _TAKEN
+    positions, keys = torch.empty(room, dtype=torch.int64), torch.empty(room, dtype=torch.int32)
+    below, taken, runs = 0, 0, []
     for name, scores in visit():
-        under, positions, keys = native.between(scores.flatten(), low, high)
-        below, inside = below + under, inside + keys.numel()
-        taken.append((name, positions, keys))
-        if inside > total // _TAKEN:
+        under, found = native.between(scores.flatten(), low, high, positions[taken:], keys[taken:])
+        below, taken, start = below + under, taken + found, taken
+        if taken > room:
             return None
-    if not below < count <= below + inside:
+        runs.append((name, start, taken))
+    if not below < count <= below + taken:
         return None
-    found = torch.cat([keys.cpu() for _, _, keys in taken])
 
     def between(prefix: int, done: int, bits: int) -> torch.Tensor:
-        return native.radix_histogram(found.view(torch.float32), prefix, done, bits)
+        return native.radix_histogram(keys[:taken].view(torch.float32), prefix, done, bits)
 
     key, rest, _ = _descend(between, (16, 16), count - below)
-    ties = [(name, positions[keys == key].cpu()) for name, positions, keys in taken]
+    ties = [(name, positions[start:stop][keys[start:stop] == key]) for name, start, stop in runs]
     return key, rest, [(name, positions) for name, positions in ties if len(positions)]
 
 
@@ -165,8 +170,6 @@ def _descend(histogram: Callable, passes: tuple[int, ...], count: int) -> tuple[
     for bits in passes:
         bins = histogram(prefix, done, bits)
         cumulative = bins.cumsum(0)
-        if count > cumulative[-1]:
-            raise ValueError(f"{count} scores were asked for, but there are only {int(cumulative[-1])}.")
         found = int(torch.searchsorted(cumulative, count))
         count -= int(cumulative[found - 1]) if found else 0
         prefix, done, equal = (prefix << bits) | found, done + bits, int(bins[found])

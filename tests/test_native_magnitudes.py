@@ -73,12 +73,15 @@ def test_masks_and_positions_agree_with_the_keys(way, dtype, size):
     assert native.keep_above(values, threshold, keep) == (keys == threshold).sum()
     assert torch.equal(keep, keys > threshold)
     assert torch.equal(native.tie_positions(values, threshold), torch.nonzero(keys == threshold).flatten())
-    below, positions, found = native.between(values, threshold, threshold + (1 << 22))
-    order = positions.sort().indices
-    assert below == (keys < threshold).sum()
     inside = (keys >= threshold) & (keys <= threshold + (1 << 22))
-    assert torch.equal(positions[order], inside.nonzero().flatten())
-    assert torch.equal(found[order].long(), keys[inside])
+    for room in (size, int(inside.sum()) // 2):
+        positions, taken = torch.empty(room, dtype=torch.int64), torch.empty(room, dtype=torch.int32)
+        below, found = native.between(values, threshold, threshold + (1 << 22), positions, taken)
+        assert below == (keys < threshold).sum() and found == inside.sum()
+        if room == size:
+            order = positions[:found].sort().indices
+            assert torch.equal(positions[order], inside.nonzero().flatten())
+            assert torch.equal(taken[order].long(), keys[inside])
 
 
 def test_wrong_arguments_are_refused_by_name(way):
@@ -92,6 +95,8 @@ def test_wrong_arguments_are_refused_by_name(way):
     with pytest.raises(ValueError, match="prefix=9, prefix_bits=3"):
         native.radix_histogram(values, 9, 3, 8)
     with pytest.raises(ValueError, match="a key is -1"):
-        native.between(values, -1, 5)
+        native.between(values, -1, 5, torch.empty(12).long(), torch.empty(12).int())
     with pytest.raises(ValueError, match="keep is torch.int64"):
         native.keep_above(values, 1, torch.zeros(12, dtype=torch.int64))
+    with pytest.raises(ValueError, match="expected int64 and int32 of one length"):
+        native.between(values, 1, 2, torch.empty(12).int(), torch.empty(12).int())

@@ -20,7 +20,7 @@ def masks_of(tensors, count, seed=0):
     def visit():
         return [(f"t{i}", tensor) for i, tensor in enumerate(tensors)]
 
-    keeper = Keeper(lowest(visit, count, seed))
+    keeper = Keeper(lowest(visit, count, sum(t.numel() for t in tensors), seed))
     return [keeper.keep(name, tensor) for name, tensor in visit()]
 
 

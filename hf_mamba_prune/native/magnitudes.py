@@ -111,15 +111,14 @@ def keep_above(values: torch.Tensor, threshold_key: int, keep: torch.Tensor) -> 
     return ties
 
 
-def between(values: torch.Tensor, low: int, high: int) -> tuple[int, torch.Tensor, torch.Tensor]:
-    """How many keys are below `low`; the positions and the keys of those in [low, high].
+def between(values: torch.Tensor, low: int, high: int, positions: torch.Tensor, keys: torch.Tensor) -> tuple[int, int]:
+    """How many keys are below `low`, and how many are in [low, high]; takes these out if there is room for them.
 
     Args:
         values: flat, contiguous; float32, bfloat16 or float16.
         low, high: keys, in [0, 2^31).
-
-    Returns:
-        The count; positions int64 (n,), in no order; keys int32 (n,).
+        positions, keys: int64 and int32 of one length, contiguous, on the CPU. When that many suffice, they begin with
+            the positions and the keys of the found ones, in no order; otherwise what they hold is not complete.
 
     Raises:
         ValueError: dtype, shape or key do not fit.
@@ -127,23 +126,25 @@ def between(values: torch.Tensor, low: int, high: int) -> tuple[int, torch.Tenso
     _check(values)
     _check_key(low)
     _check_key(high)
-    if not _native(values):
-        below, found = 0, []
-        for start, keys in _pieces(values):
-            below += int((keys < low).sum())
-            inside = ((keys >= low) & (keys <= high)).nonzero().flatten()
-            found.append((inside + start, keys[inside]))
-        positions, keys = zip(*found, strict=True) if found else ([torch.empty(0).long()], [torch.empty(0).int()])
-        return below, torch.cat(positions).to(values.device), torch.cat(keys).to(values.device)
-    isa, threads = active_instruction_set(), torch.get_num_threads()
-    room = values.numel() // 128 + 1024
-    while True:
-        positions, keys = torch.empty(room, dtype=torch.int64), torch.empty(room, dtype=torch.int32)
+    if positions.dtype != torch.int64 or keys.dtype != torch.int32 or positions.shape != keys.shape:
+        raise ValueError(
+            f"positions are {positions.dtype} of shape {tuple(positions.shape)} and keys {keys.dtype} of shape "
+            f"{tuple(keys.shape)}, expected int64 and int32 of one length"
+        )
+    room = positions.numel()
+    if _native(values):
+        isa, threads = active_instruction_set(), torch.get_num_threads()
         addresses = positions.data_ptr(), keys.data_ptr()
-        below, found = kernels().between(isa, threads, _flat(values), low, high, *addresses, room)
-        if found <= room:
-            return below, positions[:found], keys[:found]
-        room = found
+        return kernels().between(isa, threads, _flat(values), low, high, *addresses, room)
+    below = found = 0
+    for start, own in _pieces(values):
+        below += int((own < low).sum())
+        inside = ((own >= low) & (own <= high)).nonzero().flatten()
+        if found + len(inside) <= room:
+            positions[found : found + len(inside)] = (inside + start).cpu()
+            keys[found : found + len(inside)] = own[inside].cpu()
+        found += len(inside)
+    return below, found
 
 
 def tie_positions(values: torch.Tensor, threshold_key: int) -> torch.Tensor:
@@ -152,7 +153,13 @@ def tie_positions(values: torch.Tensor, threshold_key: int) -> torch.Tensor:
     Raises:
         ValueError: dtype, shape or key do not fit.
     """
-    return between(values, threshold_key, threshold_key)[1].sort().values
+    found = values.numel() // 128 + 1024
+    room = 0
+    while found > room:
+        room = found
+        positions, keys = torch.empty(room, dtype=torch.int64), torch.empty(room, dtype=torch.int32)
+        found = between(values, threshold_key, threshold_key, positions, keys)[1]
+    return positions[:found].sort().values.to(values.device)
 
 
 def _check_key(key: int) -> None:
