@@ -20,7 +20,7 @@ from transformers import MambaConfig
 
 from hf_mamba_prune import PruningConfig
 from hf_mamba_prune.architectures import Target
-from hf_mamba_prune.pruning import apply_masks
+from hf_mamba_prune.pruning import apply_masks, plan_masks
 from hf_mamba_prune.scores import build_score
 
 SPARSITY = 0.7
@@ -52,7 +52,7 @@ def ours(model: nn.Module) -> None:
         for name, m in model.named_modules()
         if isinstance(m, nn.Linear)
     ]
-    apply_masks(model, targets, build_score(config), {}, config, SPARSITY)
+    apply_masks(model, targets, plan_masks(model, targets, build_score(config), {}, config, SPARSITY)[1])
 
 
 def theirs(model: nn.Module) -> None:

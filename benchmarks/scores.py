@@ -19,7 +19,7 @@ import torch
 from hf_mamba_prune import Evaluation, PruningConfig, calibrate, find_targets, load_model, read_text, use_native
 from hf_mamba_prune.calibration import Need
 from hf_mamba_prune.config import SCORE_NAMES
-from hf_mamba_prune.pruning import apply_masks
+from hf_mamba_prune.pruning import apply_masks, plan_masks
 from hf_mamba_prune.scores import build_score
 from hf_mamba_prune.sequences import sample_sequences
 
@@ -65,7 +65,8 @@ def main() -> None:
             cells = []
             for sparsity in SPARSITIES:
                 config = PruningConfig(sparsity, **options)
-                apply_masks(model, targets, build_score(config), statistics, config, sparsity)
+                _, mask_of = plan_masks(model, targets, build_score(config), statistics, config, sparsity)
+                apply_masks(model, targets, mask_of)
                 perplexity = evaluation.run(model, tokenizer)[0].perplexity
                 cells.append(f"{perplexity:,.1f} ({perplexity / base:.3f})")
                 for name, parameter in model.named_parameters():

@@ -97,7 +97,7 @@ def calibrate(
     gradient_needs = [need for need in GRADIENT_TERMS if need in needs]
     step = 1 if gradient_needs else batch_size
     with ExitStack() as stack:
-        stack.enter_context(_evaluation_mode(model))
+        stack.enter_context(evaluation_mode(model))
         if Need.INPUT_SQUARE in needs:
             stack.enter_context(_input_hooks(model, targets, statistics))
         if gradient_needs:
@@ -130,7 +130,7 @@ def _refuse_unseen(targets: Sequence[Target], statistics: Statistics, needs: fro
 
 
 @contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, because in training mode fused kernels pass the taps by; what was on before is put back."""
     training = [module for module in model.modules() if module.training]
     model.eval()

@@ -67,11 +67,13 @@ def prune(
     allocation: o.Allocation = None,
     alpha: o.Alpha = DEFAULT.alpha,
     gradient: o.Gradient = DEFAULT.gradient,
-    ceiling: o.Ceiling = DEFAULT.ceiling,
+    ceiling: o.Ceiling = None,
     components: o.Components = None,
     component_sparsity: o.ComponentSparsity = None,
     schedule: o.Schedule = DEFAULT.schedule,
-    steps: o.Steps = DEFAULT.steps,
+    steps: o.Steps = None,
+    no_reconstruct: o.NoReconstruct = False,
+    damping: o.Damping = DEFAULT.damping,
     seed: o.Seed = DEFAULT.seed,
     calibration: o.Calibration = "wikitext",
     calibration_samples: o.Samples = DEFAULT.calibration_samples,
@@ -98,7 +100,8 @@ def prune(
     """Prune a Mamba language model into a folder (the default command)."""
     config = PruningConfig(
         sparsity, pattern, score, allocation, alpha, gradient, ceiling, o.parse_names(components),
-        o.parse_shares(component_sparsity), schedule, steps, calibration_samples, calibration_length, batch_size, seed,
+        o.parse_shares(component_sparsity), schedule, steps, not no_reconstruct, damping, calibration_samples,
+        calibration_length, batch_size, seed,
     )  # fmt: skip
     output = output or default_output(model, config)
     texts = () if no_evaluation else tuple(evaluation or ["wikitext"])

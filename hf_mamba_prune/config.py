@@ -38,11 +38,15 @@ class PruningConfig:
         alpha: exponent of the gradient in `gradient-magnitude`, 0 or more; 0 is plain magnitude (arXiv 2505.08299).
         gradient: how gradients are aggregated over sequences in `gradient-magnitude`: the sum of each sequence's
             absolute gradient, or the absolute value of the signed sum.
-        ceiling: highest sparsity that a global ranking may give to one tensor, 0 < ceiling <= 1.
+        ceiling: highest sparsity that a global ranking may give to one tensor, 0 < ceiling <= 1; default: every tensor
+            keeps at least a third of the average share, which is 0.9 at a sparsity of 0.7.
         components: the components to prune; empty means the architecture's defaults.
         component_sparsity: fixed sparsity of single components; the others take up the rest, so that the total holds.
         schedule: how the sparsity rises when `steps` > 1, a key of `schedules.SCHEDULES`.
-        steps: pruning steps; scores are measured anew before each.
+        steps: pruning steps, default 4, or 1 with an N:M pattern; before each, scores are measured anew. The first and
+            the last see all calibration sequences, those between a random half of them.
+        reconstruct: after each step the kept linear weights take over what the pruned ones did, by least squares.
+        damping: of the least squares, as a share of the mean squared input, 0 or more.
         calibration_samples: number of calibration sequences, at least 1.
         calibration_length: tokens per calibration sequence, at least 2.
         batch_size: sequences per forward pass of the calibration; changes speed and memory, never the result.
@@ -54,15 +58,17 @@ class PruningConfig:
 
     sparsity: float | None = None
     pattern: str = "unstructured"
-    score: str = "gradient-magnitude"
+    score: str = "fisher"
     allocation: str | None = None
     alpha: float = 1.0
     gradient: str = "absolute"
-    ceiling: float = 0.95
+    ceiling: float | None = None
     components: tuple[str, ...] = ()
     component_sparsity: Mapping[str, float] = field(default_factory=dict)
     schedule: str = "cubic"
-    steps: int = 1
+    steps: int | None = None
+    reconstruct: bool = True
+    damping: float = 0.01
     calibration_samples: int = 128
     calibration_length: int = 512
     batch_size: int = 4
@@ -80,7 +86,10 @@ class PruningConfig:
             if allocation not in (None, "uniform") or self.component_sparsity:
                 raise ValueError(f"pattern {self.pattern} fixes every row: only allocation 'uniform' goes with it.")
             sparsity, allocation = own, "uniform"
+        object.__setattr__(self, "steps", (1 if group else 4) if self.steps is None else self.steps)
         object.__setattr__(self, "sparsity", float(0.5 if sparsity is None else sparsity))
+        if self.ceiling is None:
+            object.__setattr__(self, "ceiling", 1 - (1 - self.sparsity) / 3)
         object.__setattr__(self, "allocation", allocation or "global")
         object.__setattr__(self, "components", tuple(self.components))
         object.__setattr__(self, "component_sparsity", dict(self.component_sparsity))
@@ -114,12 +123,16 @@ class PruningConfig:
         for name, value in shares:
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
                 raise ValueError(f"{name} is {value}; expected a number from 0 up to, but not including, 1.")
-        if not 0 < self.ceiling <= 1:
+        if self.ceiling is not None and not 0 < self.ceiling <= 1:
             raise ValueError(f"ceiling is {self.ceiling}; expected 0 < ceiling <= 1.")
         if not (math.isfinite(self.alpha) and self.alpha >= 0):
             raise ValueError(f"alpha is {self.alpha}; expected a finite number, 0 or more.")
+        if not (math.isfinite(self.damping) and self.damping >= 0):
+            raise ValueError(f"damping is {self.damping}; expected a finite number, 0 or more.")
         for name, low in (("steps", 1), ("calibration_samples", 1), ("calibration_length", 2), ("batch_size", 1)):
             value = getattr(self, name)
+            if value is None and name == "steps":
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise ValueError(f"{name} is {value}; expected a whole number of at least {low}.")
 

@@ -13,9 +13,8 @@ from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.evaluation import Evaluation
 from hf_mamba_prune.figures import draw_figures
 from hf_mamba_prune.loading import LoadedModel, fetch, load_model, read_config
-from hf_mamba_prune.pruning import Origin, prune
+from hf_mamba_prune.pruning import Origin, needs_data, prune
 from hf_mamba_prune.report import PruningReport
-from hf_mamba_prune.scores import build_score
 from hf_mamba_prune.texts import read_text
 
 
@@ -92,10 +91,10 @@ class PruningJob:
         """
         check_output(self.output, self.overwrite)
         self.model.check()
-        if not build_score(self.config).needs:
+        if not needs_data(self.config):
             calibration = None
         elif self.calibration is None:
-            raise ValueError(f"the score {self.config.score!r} is measured on data: give --calibration.")
+            raise ValueError("scores and reconstruction are measured on data: give --calibration.")
         else:
             calibration = read_text(self.calibration, "train", self.column)
         evaluation = self.evaluation.read()

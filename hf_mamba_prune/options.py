@@ -48,7 +48,10 @@ Allocation = Annotated[
 ]
 Alpha = Annotated[float, _option(PRUNING, "--alpha", help="Exponent of the gradient in gradient-magnitude.")]
 Gradient = Annotated[str, _option(PRUNING, "--gradient", help="How sequences add up: " + _one_of(GRADIENT_NAMES))]
-Ceiling = Annotated[float, _option(PRUNING, "--ceiling", help="Highest sparsity of one tensor in a global ranking.")]
+Ceiling = Annotated[
+    float | None,
+    _option(PRUNING, "--ceiling", help="Highest sparsity of one tensor in a global ranking. Default: 0.9 at 0.7."),
+]
 Components = Annotated[
     str | None,
     _option(PRUNING, "--components", help="What to prune, with commas. Default: in_proj,x_proj,dt_proj,out_proj."),
@@ -58,7 +61,14 @@ ComponentSparsity = Annotated[
     _option(PRUNING, "--component-sparsity", help="NAME=SPARSITY fixes one component; the others take up the rest."),
 ]
 Schedule = Annotated[str, _option(PRUNING, "--schedule", help="How sparsity rises: " + _one_of(tuple(SCHEDULES)))]
-Steps = Annotated[int, _option(PRUNING, "--steps", help="Pruning steps; scores are measured anew before each.")]
+Steps = Annotated[
+    int | None,
+    _option(PRUNING, "--steps", help="Pruning steps; scores are measured anew before each. Default: 4, with N:M 1."),
+]
+NoReconstruct = Annotated[
+    bool, _option(PRUNING, "--no-reconstruct", help="Only mask: leave the kept weights as they are.")
+]
+Damping = Annotated[float, _option(PRUNING, "--damping", help="Of the reconstruction's least squares.")]
 Seed = Annotated[int, _option(PRUNING, "--seed", help="Of every random choice.")]
 
 Calibration = Annotated[

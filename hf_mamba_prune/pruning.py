@@ -1,4 +1,4 @@
-"""The story: find targets -> calibrate -> score -> allocate -> mask -> evaluate -> report."""
+"""The story: find targets -> calibrate -> score -> allocate -> mask -> reconstruct -> evaluate -> report."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mamba_prune.allocation import Budget, allocate, total_to_prune
 from hf_mamba_prune.architectures import Target, find_targets
+from hf_mamba_prune.blocks import MemoryBlocks
 from hf_mamba_prune.calibration import Statistics, calibrate
 from hf_mamba_prune.checkpoint import round_to
 from hf_mamba_prune.config import PruningConfig
@@ -20,7 +21,8 @@ from hf_mamba_prune.evaluation import Evaluation
 from hf_mamba_prune.loading import weights_sha256
 from hf_mamba_prune.masks import target_mask
 from hf_mamba_prune.progress import track
-from hf_mamba_prune.report import CalibrationFacts, ModelFacts, PruningReport
+from hf_mamba_prune.repair import MaskOf, repair
+from hf_mamba_prune.report import CalibrationFacts, ModelFacts, PruningReport, RepairFacts
 from hf_mamba_prune.schedules import sparsity_at
 from hf_mamba_prune.scores import Score, build_score
 from hf_mamba_prune.sequences import sample_sequences
@@ -79,17 +81,27 @@ def prune(
     origin = origin or Origin(model.name_or_path)
     evaluation = evaluation or Evaluation()
     facts = _model_facts(model, origin)
-    sequences = _sequences(score, tokenizer, config, calibration)
+    sequences = _sequences(tokenizer, config, calibration)
     zeros = ZeroCounter(model, targets)
 
     with meter.step("evaluate"):
         before = evaluation.run(model, tokenizer)
+    dense = _dense_weights(model, targets) if config.reconstruct else {}
+    repairs: tuple[RepairFacts, ...] = ()
     for step in range(1, config.steps + 1):
         sparsity = sparsity_at(config.schedule, step / config.steps, config.sparsity)
+        seen = _sequences_of_step(sequences, step, config)
         with meter.step("calibrate"):
-            statistics = calibrate(model, targets, sequences, score.needs, config.batch_size) if score.needs else {}
-        with meter.step("prune"):
-            budget = apply_masks(model, targets, score, statistics, config, sparsity)
+            statistics = calibrate(model, targets, seen, score.needs, config.batch_size) if score.needs else {}
+        with meter.step("mask"):
+            budget, mask_of = plan_masks(model, targets, score, statistics, config, sparsity)
+        if config.reconstruct:
+            with meter.step("reconstruct"):
+                blocks = MemoryBlocks(model)
+                repairs = repair(blocks, targets, mask_of, dense, seen, config.damping)
+        with meter.step("mask"):
+            outside = [target for target in targets if not config.reconstruct or target.layer is None]
+            apply_masks(model, outside, mask_of)
     round_to(model, origin.saved_dtype or model.dtype)
     with meter.step("evaluate"):
         after = evaluation.run(model, tokenizer)
@@ -101,6 +113,7 @@ def prune(
         calibration=None if sequences is None else _calibration_facts(calibration.name, sequences),
         before=before,
         after=after,
+        reconstruction=repairs,
         costs=meter.costs,
         versions=versions(),
         hardware=hardware(model.device),
@@ -108,15 +121,15 @@ def prune(
 
 
 @torch.no_grad()
-def apply_masks(
+def plan_masks(
     model: PreTrainedModel,
     targets: Sequence[Target],
     score: Score,
     statistics: Statistics,
     config: PruningConfig,
     sparsity: float,
-) -> Budget:
-    """Score, allocate and set the lowest weights to zero, one target in memory at a time."""
+) -> tuple[Budget, MaskOf]:
+    """Score and allocate; the mask of each target is made when it is asked for, one target in memory at a time."""
 
     def score_of(target: Target) -> torch.Tensor:
         weight = target.weight(model)
@@ -127,19 +140,41 @@ def apply_masks(
         return scores.masked_fill_((scores == 0) & (weight != 0), _SMALLEST)
 
     budget = allocate(targets, score_of, config, sparsity)
+    return budget, lambda target: target_mask(target, score_of(target), budget, config)
+
+
+@torch.no_grad()
+def apply_masks(model: PreTrainedModel, targets: Sequence[Target], mask_of: MaskOf) -> None:
+    """Set the weights that the masks do not keep to zero."""
     for target in track(targets, "mask", "weight"):
-        keep = target_mask(target, score_of(target), budget, config)
-        target.weight(model).masked_fill_(~keep, 0)
-    return budget
+        target.weight(model).masked_fill_(~mask_of(target), 0)
+
+
+def _dense_weights(model: PreTrainedModel, targets: Sequence[Target]) -> dict[str, torch.Tensor]:
+    return {t.name: t.weight(model).clone() for t in targets if t.kind == "linear" and t.layer is not None}
+
+
+def _sequences_of_step(sequences: torch.Tensor | None, step: int, config: PruningConfig) -> torch.Tensor | None:
+    """All of them in the first and the last step, a random half between: scores there only have to be good enough."""
+    if sequences is None or step in (1, config.steps):
+        return sequences
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+    chosen = torch.randperm(len(sequences), generator=generator)[: (len(sequences) + 1) // 2]
+    return sequences[chosen]
+
+
+def needs_data(config: PruningConfig) -> bool:
+    """Whether a calibration text will be read."""
+    return config.reconstruct or bool(build_score(config).needs)
 
 
 def _sequences(
-    score: Score, tokenizer: PreTrainedTokenizerBase, config: PruningConfig, calibration: TextSource | None
+    tokenizer: PreTrainedTokenizerBase, config: PruningConfig, calibration: TextSource | None
 ) -> torch.Tensor | None:
-    if not score.needs:
+    if not needs_data(config):
         return None
     if calibration is None:
-        raise ValueError(f"the score {config.score!r} is measured on data: give a calibration text.")
+        raise ValueError("scores and reconstruction are measured on data: give a calibration text.")
     return sample_sequences(calibration, tokenizer, config.calibration_samples, config.calibration_length, config.seed)
 
 

@@ -119,6 +119,23 @@ class CalibrationFacts:
 
 
 @dataclass(frozen=True)
+class RepairFacts:
+    """What reconstruction did for one weight.
+
+    Args:
+        name: state-dict name.
+        before: share of the output's energy that the mask alone loses, on the inputs of the pruned model.
+        after: the same with the reconstructed weights.
+        iterations: of the solver.
+    """
+
+    name: str
+    before: float
+    after: float
+    iterations: int
+
+
+@dataclass(frozen=True)
 class StepCost:
     """Wall-clock seconds of one step and the highest resident memory of the process during it, in bytes."""
 
@@ -139,6 +156,7 @@ class PruningReport:
         calibration: None when the score needs no data.
         before: metrics of the dense model, one for each text.
         after: the same of the pruned model, in the same order.
+        reconstruction: of the last pruning step, one for each linear weight; empty when it is off.
         costs: seconds and memory of every step.
         versions: of the packages that matter.
         hardware: processor, cores, memory, device, kernels.
@@ -154,6 +172,7 @@ class PruningReport:
     versions: dict[str, str]
     hardware: dict[str, str | int]
     command: str | None = None
+    reconstruction: tuple[RepairFacts, ...] = ()
     format_version: int = field(default=FORMAT_VERSION)
 
     def perplexity_ratio(self) -> float | None:
@@ -196,7 +215,8 @@ class PruningReport:
         values["sparsity"] = _sparsity_from(values["sparsity"])
         if values["calibration"] is not None:
             values["calibration"] = CalibrationFacts(**values["calibration"])
-        for key, kind in (("before", LanguageMetrics), ("after", LanguageMetrics), ("costs", StepCost)):
+        kinds = {"before": LanguageMetrics, "after": LanguageMetrics, "costs": StepCost, "reconstruction": RepairFacts}
+        for key, kind in kinds.items():
             values[key] = tuple(kind(**item) for item in values[key])
         return cls(**values)
 

@@ -19,6 +19,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from hf_mamba_prune.allocation import Budget
+from hf_mamba_prune.pruning import apply_masks, plan_masks
+
 VOCABULARY = 264
 _SHARED = dict(vocab_size=VOCABULARY, hidden_size=24, num_hidden_layers=2, bos_token_id=0, eos_token_id=0)
 _SHARED |= dict(pad_token_id=0, conv_kernel=4, expand=2)
@@ -56,6 +59,13 @@ def build_model(case: str, seed: int = 0) -> PreTrainedModel:
                 weight.copy_(draw / weight[0].numel() ** 0.5)
             assert (weight != 0).all()
     return model
+
+
+def mask_only(model, targets, score, statistics, config, sparsity) -> Budget:
+    """Score, allocate and mask, without reconstruction."""
+    budget, mask_of = plan_masks(model, targets, score, statistics, config, sparsity)
+    apply_masks(model, targets, mask_of)
+    return budget
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

@@ -10,14 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ARCHITECTURE_CASES, VOCABULARY, build_model
+from conftest import ARCHITECTURE_CASES, VOCABULARY, build_model, mask_only
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from hf_mamba_prune.architectures import find_targets
 from hf_mamba_prune.checkpoint import check_output, round_to, whole_folder, write_checkpoint
 from hf_mamba_prune.config import PruningConfig
-from hf_mamba_prune.pruning import apply_masks
 from hf_mamba_prune.report import REPORT_NAME
 from hf_mamba_prune.scores import build_score
 
@@ -45,7 +44,7 @@ json.dump(found, open(sys.argv[2], "w"))
 
 def pruned(model):
     """The model with half of its default weights set to zero by magnitude."""
-    apply_masks(model, find_targets(model), build_score(CONFIG), {}, CONFIG, CONFIG.sparsity)
+    mask_only(model, find_targets(model), build_score(CONFIG), {}, CONFIG, CONFIG.sparsity)
     return model
 
 

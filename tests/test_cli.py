@@ -52,7 +52,7 @@ def test_prunes_into_a_folder_that_plain_transformers_loads(place, capsys):
 
 
 def test_the_default_output_says_model_and_sparsity(place):
-    assert run("model", "--pattern", "2:4", "--score", "magnitude", "--no-eval", "--quiet") == 0
+    assert run("model", "--pattern", "2:4", "--score", "magnitude", "--no-reconstruct", "--no-eval", "--quiet") == 0
     assert PruningReport.load("model-pruned-50").sparsity.asked == 0.5
 
 
@@ -90,7 +90,7 @@ def test_info_lists_every_component_and_the_environment(place, capsys):
 
 
 def test_a_result_is_overwritten_only_when_asked_and_only_when_it_is_ours(place, capsys):
-    prune = ("model", "--score", "magnitude", "--no-eval", "--quiet", "--output", "out")
+    prune = ("model", "--score", "magnitude", "--no-reconstruct", "--no-eval", "--quiet", "--output", "out")
     assert run(*prune) == 0
     assert run(*prune) == 2 and "--overwrite" in capsys.readouterr().err
     assert run(*prune, "--sparsity", "0.6", "--overwrite") == 0

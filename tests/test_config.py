@@ -23,6 +23,8 @@ EVERY_FIELD = dict(
     component_sparsity={"out_proj": 0.5},
     schedule="linear",
     steps=3,
+    reconstruct=False,
+    damping=0.05,
     calibration_samples=5,
     calibration_length=64,
     batch_size=2,
@@ -32,8 +34,11 @@ EVERY_FIELD = dict(
 
 def test_defaults():
     config = PruningConfig()
-    assert (config.sparsity, config.score, config.allocation) == (0.5, "gradient-magnitude", "global")
-    assert (config.group, config.steps, config.components, config.component_sparsity) == (None, 1, (), {})
+    assert (config.sparsity, config.score, config.allocation) == (0.5, "fisher", "global")
+    assert (config.group, config.steps, config.components, config.component_sparsity) == (None, 4, (), {})
+    assert config.reconstruct and PruningConfig(pattern="2:4").steps == 1
+    assert [PruningConfig(s).ceiling for s in (0.7, 0.0)] == pytest.approx([0.9, 2 / 3])
+    assert PruningConfig(0.7, ceiling=0.95).ceiling == 0.95
 
 
 def test_every_field_survives_json_and_a_folder(tmp_path):
@@ -87,6 +92,7 @@ def test_configs_are_frozen_and_do_not_share_what_was_given():
         (dict(ceiling=math.nan), "ceiling is nan; expected"),
         (dict(alpha=-1), "alpha is -1; expected a finite number, 0 or more"),
         (dict(alpha=math.inf), "alpha is inf; expected"),
+        (dict(damping=-1), "damping is -1; expected a finite number, 0 or more"),
         (dict(steps=0), "steps is 0; expected a whole number of at least 1"),
         (dict(steps=1.5), "steps is 1.5; expected a whole number"),
         (dict(calibration_samples=0), "calibration_samples is 0"),

@@ -14,7 +14,7 @@ TEXT = TextSource("text", ("the cat in the hat " * 20,))
 
 @pytest.fixture
 def report(mamba, tokenizer):
-    config = PruningConfig(0.6, score="magnitude")
+    config = PruningConfig(0.6, score="magnitude", reconstruct=False)
     return prune(mamba, tokenizer, config, evaluation=Evaluation((TEXT,), window=32))
 
 

@@ -122,7 +122,5 @@ def test_scores_that_cannot_be_ranked_are_refused(wrong):
     scores = torch.ones(6, 8)
     budget = allocate([TARGET], lambda target: scores, config, 0.5)
     scores[2, 3] = wrong
-    with pytest.raises(
-        RuntimeError, match="the gradient-magnitude scores of layer.weight are not all finite and >= 0"
-    ):
+    with pytest.raises(RuntimeError, match="the fisher scores of layer.weight are not all finite and >= 0"):
         target_mask(TARGET, scores, budget, config)

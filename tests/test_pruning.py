@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from conftest import ARCHITECTURE_CASES, VOCABULARY, build_model
+from conftest import ARCHITECTURE_CASES, VOCABULARY, build_model, mask_only
 
 from hf_mamba_prune import pruning
 from hf_mamba_prune.architectures import find_targets
@@ -14,7 +14,7 @@ from hf_mamba_prune.calibration import Need, calibrate
 from hf_mamba_prune.config import ALLOCATION_NAMES, SCORE_NAMES, PruningConfig
 from hf_mamba_prune.evaluation import Evaluation
 from hf_mamba_prune.loading import weights_sha256
-from hf_mamba_prune.pruning import Origin, apply_masks, prune
+from hf_mamba_prune.pruning import Origin, plan_masks, prune
 from hf_mamba_prune.report import PruningReport
 from hf_mamba_prune.schedules import SCHEDULES
 from hf_mamba_prune.scores import build_score
@@ -87,7 +87,7 @@ def check_counts(model, statistics, config):
     targets = find_targets(model)
     before = zeros_of(model)
     others = {n: p.clone() for n, p in model.named_parameters() if n not in before}
-    budget = apply_masks(model, targets, build_score(config), statistics, config, config.sparsity)
+    budget = mask_only(model, targets, build_score(config), statistics, config, config.sparsity)
     after = zeros_of(model)
     assert budget.total == round(config.sparsity * sum(target.size for target in targets))
     # Zeros that were there are the first to be chosen, so that there are no more than asked for, or only they.
@@ -123,7 +123,7 @@ def test_the_seed_decides_among_equals_and_two_runs_give_the_same_bytes(dense, s
     for seed in (0, 0, 1):
         config = PruningConfig(score=score, seed=seed, **way)
         model, statistics = dense("mamba", "constant")
-        apply_masks(model, find_targets(model), build_score(config), statistics, config, config.sparsity)
+        mask_only(model, find_targets(model), build_score(config), statistics, config, config.sparsity)
         hashes.append(weights_sha256(model))
     assert hashes[0] == hashes[1]
     if score in ("magnitude", "random"):  # the others see differences between weights of the same size
@@ -140,7 +140,7 @@ def test_weights_without_a_gradient_are_not_mistaken_for_those_that_are_gone(mam
     gone = zeros_of(mamba)[x_proj.name]
     statistics = calibrate(mamba, targets, SEQUENCES, build_score(config).needs)
     assert (statistics[x_proj.name].sums[Need.GRADIENT_ABSOLUTE][:24] == 0).all()
-    budget = apply_masks(mamba, targets, build_score(config), statistics, config, 0.3)
+    budget = mask_only(mamba, targets, build_score(config), statistics, config, 0.3)
     after = zeros_of(mamba)[x_proj.name]
     assert int(after.sum()) == budget.counts[1] > int(gone.sum()) and after[gone].all()
 
@@ -162,7 +162,7 @@ def test_every_component_can_be_pruned(model):
     config = PruningConfig(sparsity=0.4, score="fisher", components=tuple(names))
     targets = find_targets(model, config.components)
     statistics = calibrate(model, targets, SEQUENCES, build_score(config).needs)
-    budget = apply_masks(model, targets, build_score(config), statistics, config, 0.4)
+    budget = mask_only(model, targets, build_score(config), statistics, config, 0.4)
     assert {target.component for target in targets} == names
     assert budget.total == round(0.4 * sum(t.size for t in targets))
     assert sum(int((t.weight(model) == 0).sum()) for t in targets) == budget.total
@@ -207,7 +207,7 @@ def test_the_report_says_what_the_model_holds(model, tokenizer, tmp_path):
     assert [m.perplexity for m in report.before] == [m.perplexity for m in before]
     assert [m.perplexity for m in report.after] == [m.perplexity for m in evaluation.run(model, tokenizer)]
     assert (report.calibration.source, report.calibration.samples, report.calibration.length) == ("some text", 2, 12)
-    assert [cost.step for cost in report.costs] == ["evaluate", "calibrate", "prune"]
+    assert [cost.step for cost in report.costs] == ["evaluate", "calibrate", "mask", "reconstruct"]
     report.save(tmp_path)
     assert PruningReport.load(tmp_path) == report
     assert PruningConfig.from_dict(json.loads((tmp_path / "report.json").read_text())["config"]) == config
@@ -216,20 +216,22 @@ def test_the_report_says_what_the_model_holds(model, tokenizer, tmp_path):
 @pytest.mark.parametrize("allocation", ALLOCATION_NAMES)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_steps_rise_to_exactly_the_final_sparsity_and_zeros_stay(mamba, tokenizer, monkeypatch, schedule, allocation):
-    seen = []
+    totals, zeros_before = [], []
 
     def watched(model, *args):
-        budget = apply_masks(model, *args)
-        seen.append((budget.total, zeros_of(model)))
-        return budget
+        zeros_before.append(zeros_of(model))
+        budget, mask_of = plan_masks(model, *args)
+        totals.append(budget.total)
+        return budget, mask_of
 
-    monkeypatch.setattr(pruning, "apply_masks", watched)
+    monkeypatch.setattr(pruning, "plan_masks", watched)
     fixed = {} if allocation == "per-row" else {"out_proj": 0.9}
     config = PruningConfig(
         sparsity=0.7, schedule=schedule, steps=4, allocation=allocation, component_sparsity=fixed, **SMALL
     )
     report = prune(mamba, tokenizer, config, TEXT)
-    assert len(seen) == 4
+    assert len(totals) == 4
+    seen = list(zip(totals, [*zeros_before[1:], zeros_of(mamba)], strict=True))
     for (total, zeros), (next_total, next_zeros) in zip(seen, seen[1:], strict=False):
         assert total < next_total or schedule == "constant" and total == next_total
         assert all((next_zeros[name] | ~zeros[name]).all() for name in zeros)
@@ -254,7 +256,7 @@ def test_a_run_repeats_itself_and_the_batch_size_changes_nothing(tokenizer):
 
 
 def test_what_is_measured_is_what_will_be_saved(mamba, tokenizer):
-    config = PruningConfig(sparsity=0.5, score="magnitude")
+    config = PruningConfig(sparsity=0.5, score="magnitude", reconstruct=False)
     report = prune(mamba, tokenizer, config, origin=Origin("m", saved_dtype=torch.bfloat16))
     assert all(torch.equal(p, p.bfloat16().float()) for p in mamba.parameters())
     assert mamba.dtype == torch.float32 and report.model.dtype == "bfloat16"
@@ -263,9 +265,9 @@ def test_what_is_measured_is_what_will_be_saved(mamba, tokenizer):
 
 def test_scores_that_need_data_ask_for_it_before_anything_happens(mamba, tokenizer):
     before = weights_sha256(mamba)
-    for score in ("gradient-magnitude", "fisher", "wanda"):
-        with pytest.raises(ValueError, match=f"the score '{score}' is measured on data: give a calibration text"):
-            prune(mamba, tokenizer, PruningConfig(score=score))
+    for needs in (dict(score="wanda", reconstruct=False), dict(score="magnitude", reconstruct=True)):
+        with pytest.raises(ValueError, match="measured on data: give a calibration text"):
+            prune(mamba, tokenizer, PruningConfig(**needs))
     with pytest.raises(ValueError, match="some text is too short"):
         prune(mamba, tokenizer, PruningConfig(calibration_length=5000), TEXT)
     assert weights_sha256(mamba) == before

@@ -23,6 +23,7 @@ CASES = {
 }
 CONFIGS = [PruningConfig(score=name, **options) for name, rows in CASES.items() for options in rows]
 
+PAPER = dict(score="gradient-magnitude")
 TARGET = Target("layer.weight", "in_proj", 0, "linear", None, (2, 2))
 WEIGHT = torch.tensor([[1.0, -2.0], [0.0, 4.0]])
 STATISTICS = TargetStatistics(
@@ -74,8 +75,8 @@ def test_scores_say_what_they_need():
         "wanda": {Need.INPUT_SQUARE},
         "random": frozenset(),
     }
-    assert build_score(PruningConfig(gradient="signed")).needs == {Need.GRADIENT_SUM}
-    assert build_score(PruningConfig(alpha=0)).needs == frozenset()
+    assert build_score(PruningConfig(score="gradient-magnitude", gradient="signed")).needs == {Need.GRADIENT_SUM}
+    assert build_score(PruningConfig(score="gradient-magnitude", alpha=0)).needs == frozenset()
 
 
 def test_magnitude():
@@ -83,16 +84,16 @@ def test_magnitude():
 
 
 def test_gradient_magnitude():
-    assert score(gradient="absolute").tolist() == [[4, 4], [0, 2]]  # |w| * mean |g|
-    assert score(gradient="signed").tolist() == [[1, 4], [0, 1]]  # |w| * |mean g|
-    assert score(gradient="absolute", alpha=2).tolist() == [[16, 8], [0, 1]]
+    assert score(**PAPER, gradient="absolute").tolist() == [[4, 4], [0, 2]]  # |w| * mean |g|
+    assert score(**PAPER, gradient="signed").tolist() == [[1, 4], [0, 1]]  # |w| * |mean g|
+    assert score(**PAPER, alpha=2).tolist() == [[16, 8], [0, 1]]
     half = [[math.sqrt(4), 2 * math.sqrt(2)], [0, 4 * math.sqrt(0.5)]]
-    torch.testing.assert_close(score(alpha=0.5), torch.tensor(half))
+    torch.testing.assert_close(score(**PAPER, alpha=0.5), torch.tensor(half))
 
 
 def test_alpha_0_is_magnitude():
     for gradient in ("absolute", "signed"):
-        assert torch.equal(score(None, alpha=0, gradient=gradient), score(None, score="magnitude"))
+        assert torch.equal(score(None, **PAPER, alpha=0, gradient=gradient), score(None, score="magnitude"))
 
 
 def test_fisher_is_the_squared_weight_times_the_mean_squared_gradient():
