@@ -64,7 +64,7 @@ def main() -> None:
         for label, options in rows():
             cells = []
             for sparsity in SPARSITIES:
-                config = PruningConfig(sparsity, **options)
+                config = PruningConfig(sparsity, ceiling=0.95, **options)
                 _, mask_of = plan_masks(model, targets, build_score(config), statistics, config, sparsity)
                 apply_masks(model, targets, mask_of)
                 perplexity = evaluation.run(model, tokenizer)[0].perplexity

@@ -43,8 +43,8 @@ class PruningConfig:
         components: the components to prune; empty means the architecture's defaults.
         component_sparsity: fixed sparsity of single components; the others take up the rest, so that the total holds.
         schedule: how the sparsity rises when `steps` > 1, a key of `schedules.SCHEDULES`.
-        steps: pruning steps, default 4, or 1 with an N:M pattern; before each, scores are measured anew. The first and
-            the last see all calibration sequences, those between a random half of them.
+        steps: pruning steps, default 8, or 1 with an N:M pattern; before each, scores are measured anew. The first
+            sees all calibration sequences, those after it a random quarter of them.
         reconstruct: after each step the kept linear weights take over what the pruned ones did, by least squares.
         damping: of the least squares, as a share of the mean squared input, 0 or more.
         calibration_samples: number of calibration sequences, at least 1.
@@ -86,7 +86,7 @@ class PruningConfig:
             if allocation not in (None, "uniform") or self.component_sparsity:
                 raise ValueError(f"pattern {self.pattern} fixes every row: only allocation 'uniform' goes with it.")
             sparsity, allocation = own, "uniform"
-        object.__setattr__(self, "steps", (1 if group else 4) if self.steps is None else self.steps)
+        object.__setattr__(self, "steps", (1 if group else 8) if self.steps is None else self.steps)
         object.__setattr__(self, "sparsity", float(0.5 if sparsity is None else sparsity))
         if self.ceiling is None:
             object.__setattr__(self, "ceiling", 1 - (1 - self.sparsity) / 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from dataclasses import dataclass
 
@@ -97,7 +98,8 @@ def source_words(source: TextSource) -> int:
 
 def _compute(metric: type[evaluate.Metric], losses: list[float], units: list[int], key: str) -> float:
     # In memory: otherwise the library writes every number into the user's cache first.
-    return metric(keep_in_memory=True).compute(predictions=losses, references=units)[key]
+    value = metric(keep_in_memory=True).compute(predictions=losses, references=units)[key]
+    return min(value, sys.float_info.max)  # JSON knows no infinity
 
 
 def _units(total: int, share: float, losses: list[float]) -> list[int]:

@@ -17,6 +17,8 @@ from hf_mamba_prune.scores import build_score
 _BYTES = 4
 _ACTIVATIONS = 40
 """Floats that a block keeps of each token and d_inner channel for the backward pass, measured on a CPU."""
+_PRODUCTS = 20
+"""Products with the Hessian that the solver needs for a weight, measured."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Plan:
         prunable: of the chosen components.
         zeros: that the masks would set.
         memory_bytes: estimate of the highest memory, in float32.
-        seconds: estimate for calibration and pruning, without loading and evaluation.
+        seconds: estimate for calibration, pruning and reconstruction, without loading and evaluation.
         components: name -> weights.
     """
 
@@ -62,13 +64,23 @@ def make_plan(model: nn.Module, config: PruningConfig) -> Plan:
     inner = int(model.config.expand * model.config.hidden_size)
     layers = model.config.num_hidden_layers if sums else 1
     activations = tokens * (inner * _ACTIVATIONS * layers + 3 * model.config.vocab_size)
-    calibrated = config.calibration_samples * config.calibration_length * config.steps if needs else 0
+    per_token = 2 * weights * (3 if sums else 1) if needs else 0
+    memory, solving = sums * prunable + (activations if needs else 0), 0
+    if config.reconstruct:
+        linear = [target for target in targets if target.kind == "linear" and target.layer is not None]
+        # The blocks run about three times, and each input is multiplied with itself.
+        per_token += sum(6 * target.size + 2 * target.shape[1] ** 2 for target in linear)
+        solving = config.steps * sum(2 * _PRODUCTS * target.size * target.shape[1] for target in linear)
+        states = config.calibration_samples * config.calibration_length * model.config.hidden_size
+        widest = max((target.shape[1] for target in linear), default=0)
+        memory += sum(target.size for target in linear) + states + 10 * widest**2
+    seen = config.calibration_samples * config.calibration_length * (1 + (config.steps - 1) / 4)
     return Plan(
         weights=weights,
         prunable=prunable,
         zeros=total_to_prune(targets, config, config.sparsity),
-        memory_bytes=_BYTES * (weights + sums * prunable + (activations if needs else 0)),
-        seconds=calibrated * 2 * weights * (3 if sums else 1) / _operations_per_second() * 1.5,
+        memory_bytes=_BYTES * (weights + memory),
+        seconds=(seen * per_token + solving) / _operations_per_second() * 1.5,
         components=components,
     )
 

@@ -34,7 +34,7 @@ def _show_next(console: Console, report: PruningReport, output: Path) -> None:
     if ratio is not None and ratio > POOR_RATIO:
         console.print(
             f"\n[bold red]The perplexity rose to {ratio:.2f} x dense: this model is badly hurt.[/] Try a lower "
-            "--sparsity, more --calibration-samples, or --score gradient-magnitude --allocation global --steps 8."
+            "--sparsity or more --calibration-samples; leave score, allocation and reconstruction at their defaults."
         )
     steps = {
         f'AutoModelForCausalLM.from_pretrained("{output}")': "use it, in plain transformers",
@@ -87,19 +87,18 @@ def _indented(count: Count) -> str:
 
 def show_metrics(console: Console, metrics: tuple[LanguageMetrics, ...], zeros: float) -> None:
     """The result of `evaluate`."""
-    table = _table("text", "perplexity", "bits/byte", "word perplexity", "tokens", "window", "tokens/s")
     for m in metrics:
-        table.add_row(
-            m.text,
-            f"{m.perplexity:.3f}",
-            f"{m.bits_per_byte:.4f}",
-            f"{m.word_perplexity:.1f}",
-            f"{m.tokens:,}",
-            f"{m.window} / {m.stride}, {m.dtype}",
-            f"{m.tokens_per_second:,.0f}",
-        )
-    console.print(table)
-    console.print(f"Zeros in the model: {zeros:.2%}.")
+        facts = {
+            "perplexity": f"{m.perplexity:.3f}",
+            "bits per byte": f"{m.bits_per_byte:.4f}",
+            "word perplexity": f"{m.word_perplexity:,.1f}",
+            "tokens": f"{m.tokens:,}",
+            "window, stride": f"{m.window}, {m.stride}",
+            "dtype": m.dtype,
+            "tokens a second": f"{m.tokens_per_second:,.0f}",
+        }
+        show_facts(console, m.text, facts)
+    console.print(f"\nZeros in the model: {zeros:.2%}.")
 
 
 def show_plan(console: Console, plan: Plan, output: Path) -> None:
@@ -111,7 +110,7 @@ def show_plan(console: Console, plan: Plan, output: Path) -> None:
     table.add_row("prunable", f"{plan.prunable:,} ({plan.prunable / plan.weights:.1%} of the model)")
     table.add_row("will be zero", f"{plan.zeros:,} ({plan.zeros / plan.weights:.1%} of the model)")
     table.add_row("memory, about", f"{plan.memory_bytes / 1e9:.1f} GB")
-    table.add_row("calibration and pruning, about", f"{plan.seconds:,.0f} s")
+    table.add_row("all but evaluation, about", f"{plan.seconds:,.0f} s")
     table.add_row("output", str(output))
     _show(console, "Plan (nothing was changed)", table)
 

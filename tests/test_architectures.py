@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from conftest import ARCHITECTURE_CASES, VOCABULARY, build_model
 from torch.nn import functional as F
 from transformers import LlamaConfig
 
+from hf_mamba_prune import native
 from hf_mamba_prune.architectures import ARCHITECTURES, Tap, architecture_of, component_rows, find_targets
 from hf_mamba_prune.calibration import observe
 
@@ -76,11 +77,13 @@ def used(model, target, recorded):
     return F.linear(x, target.weight(model)), recorded.outputs[module]
 
 
+@pytest.mark.parametrize("kernels", [nullcontext, native.use_native], ids=["stock", "native"])
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-def test_every_tap_fires_once_and_shows_the_true_input(model, training):
+def test_every_tap_fires_once_and_shows_the_true_input(model, training, kernels):
     model.train(training)
     targets = prunable(model)
-    recorded = Recorder(model, targets)
+    with kernels(model):
+        recorded = Recorder(model, targets)
     assert len(recorded.scans) == len(recorded.convolved) == model.config.num_hidden_layers
     for target in targets:
         seen = recorded.taps[target.name]

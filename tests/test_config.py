@@ -35,7 +35,7 @@ EVERY_FIELD = dict(
 def test_defaults():
     config = PruningConfig()
     assert (config.sparsity, config.score, config.allocation) == (0.5, "fisher", "global")
-    assert (config.group, config.steps, config.components, config.component_sparsity) == (None, 4, (), {})
+    assert (config.group, config.steps, config.components, config.component_sparsity) == (None, 8, (), {})
     assert config.reconstruct and PruningConfig(pattern="2:4").steps == 1
     assert [PruningConfig(s).ceiling for s in (0.7, 0.0)] == pytest.approx([0.9, 2 / 3])
     assert PruningConfig(0.7, ceiling=0.95).ceiling == 0.95

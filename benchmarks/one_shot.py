@@ -1,0 +1,85 @@
+"""One-shot quality: what each method keeps of a real model's perplexity, without any training.
+
+    python benchmarks/one_shot.py [--sparsity 0.5 0.7] [--seeds 3] [--rows ours wanda ...] [--windows N] [--c4]
+
+Calibrated on 128 x 512 tokens of real text, measured on WikiText-103's raw test text as `hf-mamba-prune evaluate`
+does, every row on all projections (in, x, dt, out) with the same true sparsity. "magnitude, global" is what
+`torch.nn.utils.prune.global_unstructured` chooses. The data folder is that of the environment variable
+HF_MAMBA_PRUNE_DATA (default ../shared/data), the model stands beside it in ../models. Prints a markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from hf_mamba_prune import Evaluation, PruningConfig, load_model, prune, read_text, use_native
+
+DATA = Path(os.environ.get("HF_MAMBA_PRUNE_DATA", "../shared/data"))
+MASK_ONLY = dict(steps=1, reconstruct=False)
+ROWS: dict[str, tuple[str, dict]] = {
+    "magnitude": ("magnitude, uniform", dict(score="magnitude", allocation="uniform", **MASK_ONLY)),
+    "l1": ("magnitude, global (torch.nn.utils.prune)", dict(score="magnitude", ceiling=1.0, **MASK_ONLY)),
+    "wanda-row": ("Wanda, per row", dict(score="wanda", allocation="per-row", **MASK_ONLY)),
+    "wanda": ("Wanda, uniform", dict(score="wanda", allocation="uniform", **MASK_ONLY)),
+    "wanda-ls": ("Wanda, uniform + least squares", dict(score="wanda", allocation="uniform", steps=1)),
+    "paper": ("gradient-magnitude, global (2505.08299)", dict(score="gradient-magnitude", **MASK_ONLY)),
+    "fisher": ("fisher, global", dict(**MASK_ONLY)),
+    "fisher-ls": ("fisher, global + least squares, 1 step", dict(steps=1)),
+    "ours": ("hf-mamba-prune, as it is by default", dict()),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(DATA.parent / "models" / "mamba-wiki-3m"))
+    parser.add_argument("--sparsity", type=float, nargs="+", default=[0.5, 0.7])
+    parser.add_argument("--seeds", type=int, default=3, help="of the calibration")
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--windows", type=int, default=None, help="only the first windows of 2,048 tokens")
+    parser.add_argument("--c4", action="store_true", help="calibrate on C4 instead")
+    arguments = parser.parse_args()
+    if not DATA.is_dir():
+        sys.exit(f"There is no data in {DATA}: set HF_MAMBA_PRUNE_DATA.")
+    loaded = load_model(arguments.model, device="cpu")
+    model, tokenizer = loaded.model, loaded.tokenizer
+    source = DATA / ("calibration/c4.txt" if arguments.c4 else "text/enwiki.txt.xz")
+    calibration = read_text(str(source), "train")
+    evaluation = Evaluation((read_text(str(DATA / "wikitext/wiki.test.raw"), "test"),), 2048, None, arguments.windows)
+    dense = {name: value.clone() for name, value in model.state_dict().items()}
+    with use_native(model):
+        base = evaluation.run(model, tokenizer)[0].perplexity
+        print(f"dense {base:.2f}; calibrated on 128 x 512 tokens of {source.name}\n")
+        print("| method | sparsity | perplexity | x dense | lowest to highest | seconds | peak GB |")
+        print("|---|---|---|---|---|---|---|", flush=True)
+        for sparsity in arguments.sparsity:
+            for row in arguments.rows:
+                label, options = ROWS[row]
+                seeds = 1 if options.get("score") == "magnitude" else arguments.seeds  # it sees no data
+                found, seconds, peak = [], [], 0
+                for seed in range(seeds):
+                    model.load_state_dict(dense)
+                    started = time.perf_counter()
+                    report = prune(model, tokenizer, PruningConfig(sparsity, seed=seed, **options), calibration)
+                    seconds.append(time.perf_counter() - started)
+                    peak = max(peak, *(cost.peak_bytes for cost in report.costs))
+                    assert report.sparsity.masked == round(sparsity * report.sparsity.prunable.weights)
+                    found.append(evaluation.run(model, tokenizer)[0].perplexity)
+                middle = statistics.mean(found)
+                spread = f"{min(found) / base:.4f} to {max(found) / base:.4f}"
+                print(
+                    f"| {label} | {sparsity:.0%} | {middle:.2f} | {middle / base:.4f} | {spread} "
+                    f"| {statistics.mean(seconds):.0f} | {peak / 1e9:.2f} |",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    main()
