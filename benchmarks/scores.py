@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default=str(DATA.parent / "models" / "mamba-wiki-3m"))
     parser.add_argument("--windows", type=int, default=None, help="only the first windows of 2,048 tokens")
     parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--scores", nargs="+", choices=SCORE_NAMES, default=SCORE_NAMES)
     arguments = parser.parse_args()
     if not DATA.is_dir():
         sys.exit(f"There is no data in {DATA}: set HF_MAMBA_PRUNE_DATA.")
@@ -62,6 +63,8 @@ def main() -> None:
         print("| score | allocation | " + " | ".join(f"{s:.0%}" for s in SPARSITIES) + " |")
         print("|---|---|" + "---|" * len(SPARSITIES), flush=True)
         for label, options in rows():
+            if options["score"] not in arguments.scores:
+                continue
             cells = []
             for sparsity in SPARSITIES:
                 config = PruningConfig(sparsity, ceiling=0.95, **options)

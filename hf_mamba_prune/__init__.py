@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hf_mamba_prune.analysis import Analysis, analyze
 from hf_mamba_prune.architectures import ARCHITECTURES, Target, find_targets
 from hf_mamba_prune.calibration import calibrate
 from hf_mamba_prune.config import PruningConfig
@@ -17,6 +18,7 @@ from hf_mamba_prune.texts import TextSource, read_text
 __all__ = [
     "ARCHITECTURES",
     "SCORES",
+    "Analysis",
     "Evaluation",
     "EvaluationChoice",
     "ModelChoice",
@@ -27,6 +29,7 @@ __all__ = [
     "Score",
     "Target",
     "TextSource",
+    "analyze",
     "calibrate",
     "find_targets",
     "load_model",

@@ -22,12 +22,12 @@ from hf_mamba_prune import options as o
 from hf_mamba_prune.checkpoint import check_output
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.environment import hardware, versions
-from hf_mamba_prune.job import EvaluationChoice, ModelChoice, PruningJob
+from hf_mamba_prune.job import AnalysisJob, EvaluationChoice, ModelChoice, PruningJob
 from hf_mamba_prune.loading import load_skeleton
 from hf_mamba_prune.plan import make_plan
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
-COMMANDS = ("prune", "evaluate", "info", "demo")
+COMMANDS = ("prune", "evaluate", "analyze", "info", "demo")
 DEFAULT = o.DEFAULT
 
 
@@ -159,6 +159,47 @@ def evaluate(
             _print_json({"model": model, "sparsity": zeros, "metrics": [asdict(m) for m in metrics]})
         else:
             summary.show_metrics(console, metrics, zeros)
+
+
+@app.command()
+def analyze(
+    model: o.Model,
+    levels: o.Levels = "0.1,0.3,0.5,0.7,0.9",
+    score: o.ScoreName = DEFAULT.score,
+    seed: o.Seed = DEFAULT.seed,
+    calibration: o.Calibration = "wikitext",
+    calibration_samples: o.Samples = DEFAULT.calibration_samples,
+    calibration_length: o.Length = DEFAULT.calibration_length,
+    column: o.Column = None,
+    evaluation: o.Texts = None,
+    window: o.Window = 2048,
+    max_windows: o.MaxWindows = 4,
+    revision: o.Revision = None,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    tokenizer: o.Tokenizer = None,
+    no_native: o.NoNative = False,
+    output: o.AnalysisOutput = None,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Measure what each component and each block costs when it is pruned alone; the model is not changed."""
+    config = PruningConfig(
+        score=score, seed=seed, calibration_samples=calibration_samples, calibration_length=calibration_length
+    )
+    job = AnalysisJob(
+        ModelChoice(model, revision, dtype, device, tokenizer, not no_native),
+        config,
+        output or Path(f"{Path(model).name or 'model'}-analysis"),
+        calibration,
+        column,
+        EvaluationChoice(tuple(evaluation or ["wikitext"]), column, window, None, max_windows),
+        o.parse_levels(levels),
+    )
+    with _console(quiet, as_json) as console:
+        found = job.run()
+        _print_json(asdict(found)) if as_json else summary.show_analysis(console, found, job.output)
 
 
 @app.command()

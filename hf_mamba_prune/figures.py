@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
+from hf_mamba_prune.analysis import Analysis, Curve
 from hf_mamba_prune.report import LanguageMetrics, PruningReport
 
 INK, SOFT, DENSE, PRUNED = "#1b1f24", "#57606a", "#b6bec8", "#0b6e4f"
@@ -24,6 +26,35 @@ def draw_figures(report: PruningReport, folder: Path) -> list[Path]:
     if report.after:
         drawn.append(_save(_quality(report), folder / "quality.png"))
     return drawn
+
+
+def draw_analysis(analysis: Analysis, folder: Path) -> Path:
+    """Draw `analysis.png` into `folder`, which is made: a heat map of the loss for components and for blocks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tall = max(len(analysis.components), len(analysis.blocks))
+    figure = Figure(figsize=(3.4 + 1.6 * len(analysis.levels), 1.6 + 0.27 * tall), layout="constrained")
+    axes = figure.subplots(1, 2)
+    titles = ("one component of all blocks pruned alone", "one block pruned alone")
+    for place, curves, title in zip(axes, (analysis.components, analysis.blocks), titles, strict=True):
+        _rise_map(place, curves, analysis.levels, title)
+    figure.supxlabel(
+        f"loss per token above dense ({analysis.dense_loss:.3f} nats), {_short(analysis.text)}, masks only, uniform",
+        fontsize=9, color=SOFT,
+    )  # fmt: skip
+    return _save(figure, folder / "analysis.png")
+
+
+def _rise_map(axes: Axes, curves: tuple[Curve, ...], levels: tuple[float, ...], title: str) -> None:
+    values = np.array([curve.rises for curve in curves])
+    axes.imshow(np.clip(values, 0.003, 3), cmap="YlOrRd", norm=LogNorm(0.003, 3), aspect="auto")
+    for row, column in np.ndindex(values.shape):
+        color = "white" if values[row, column] > 0.5 else INK
+        axes.text(column, row, f"{values[row, column]:.3f}", ha="center", va="center", color=color, fontsize=7)
+    axes.set_xticks(range(len(levels)), [f"{level:.0%}" for level in levels])
+    axes.set_yticks(range(len(curves)), [curve.name for curve in curves])
+    axes.set_title(title, loc="left", fontsize=10, color=INK)
+    axes.tick_params(length=0, labelsize=8, colors=SOFT)
+    axes.spines[:].set_visible(False)
 
 
 def _save(figure: Figure, path: Path) -> Path:

@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hf_mamba_prune import native
+from hf_mamba_prune.analysis import LEVELS, Analysis, analyze
 from hf_mamba_prune.checkpoint import check_output, whole_folder, write_checkpoint
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.evaluation import Evaluation
-from hf_mamba_prune.figures import draw_figures
+from hf_mamba_prune.figures import draw_analysis, draw_figures
 from hf_mamba_prune.loading import LoadedModel, fetch, load_model, read_config
 from hf_mamba_prune.pruning import Origin, needs_data, prune
 from hf_mamba_prune.report import PruningReport
+from hf_mamba_prune.sequences import sample_sequences
 from hf_mamba_prune.texts import read_text
 
 
@@ -106,3 +108,49 @@ class PruningJob:
             report.save(folder)
             draw_figures(report, folder / "figures")
         return report
+
+
+@dataclass(frozen=True)
+class AnalysisJob:
+    """Analyse a model into a folder: `analysis.json` and a figure.
+
+    Args:
+        model: what to analyse; it is not changed.
+        config: score, seed and calibration.
+        output: the folder to write; it must not hold anything yet.
+        calibration: text file or Hub data set that the scores are measured on.
+        evaluation: the held text.
+        levels: sparsities, each above 0 and at most 1.
+    """
+
+    model: ModelChoice
+    config: PruningConfig
+    output: Path
+    calibration: str
+    column: str | None
+    evaluation: EvaluationChoice
+    levels: tuple[float, ...] = LEVELS
+
+    def run(self) -> Analysis:
+        """Do it.
+
+        Raises:
+            ValueError: a wrong name, file or number, or the folder holds something.
+            RuntimeError: the Hub or the disk refuses, or the model is broken.
+        """
+        for level in self.levels:
+            if not 0 < level <= 1:
+                raise ValueError(f"a level is {level}; expected a sparsity above 0, at most 1.")
+        check_output(self.output, overwrite=False)
+        self.model.check()
+        calibration = read_text(self.calibration, "train", self.column)
+        evaluation = self.evaluation.read()
+        config = self.config
+        with self.model.open() as loaded:
+            shape = config.calibration_samples, config.calibration_length
+            sequences = sample_sequences(calibration, loaded.tokenizer, *shape, config.seed)
+            found = analyze(loaded.model, loaded.tokenizer, sequences, evaluation, config, self.levels)
+        with whole_folder(self.output) as folder:
+            found.save(folder)
+            draw_analysis(found, folder)
+        return found

@@ -104,6 +104,25 @@ Quiet = Annotated[bool, _option(OUTPUT, "--quiet", "-q", help="No bars and no ta
 Debug = Annotated[bool, _option(OUTPUT, "--debug", help="Show the traceback of an error.")]
 
 
+Levels = Annotated[str, _option(PRUNING, "--levels", help="Sparsities to measure, with commas.")]
+AnalysisOutput = Annotated[
+    Path | None,
+    _option(OUTPUT, "--output", "-o", help="Folder to write. Default: <model>-analysis here.", show_default=False),
+]
+
+
+def parse_levels(given: str) -> tuple[float, ...]:
+    """ "0.1,0.5" -> (0.1, 0.5).
+
+    Raises:
+        ValueError: not numbers.
+    """
+    try:
+        return tuple(float(level) for level in given.split(","))
+    except ValueError as error:
+        raise ValueError(f"--levels is {given!r}; expected sparsities with commas, like 0.3,0.5,0.7.") from error
+
+
 def parse_shares(given: list[str] | None) -> dict[str, float]:
     """["out_proj=0.5"] -> {"out_proj": 0.5}.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from hf_mamba_prune.analysis import Analysis, Curve
 from hf_mamba_prune.architectures import component_rows, find_targets
 from hf_mamba_prune.plan import Plan
 from hf_mamba_prune.report import Count, LanguageMetrics, PruningReport
@@ -81,7 +82,7 @@ def _component_table(report: PruningReport) -> Table:
     return table
 
 
-def _indented(count: Count) -> str:
+def _indented(count: Count | Curve) -> str:
     return f"  {count.name}" if "." in count.name else count.name
 
 
@@ -99,6 +100,17 @@ def show_metrics(console: Console, metrics: tuple[LanguageMetrics, ...], zeros: 
         }
         show_facts(console, m.text, facts)
     console.print(f"\nZeros in the model: {zeros:.2%}.")
+
+
+def show_analysis(console: Console, analysis: Analysis, output: Path) -> None:
+    """The result of `analyze`: loss per token above dense, in nats."""
+    for title, curves in (("Component, all blocks", analysis.components), ("Block, alone", analysis.blocks)):
+        table = _table("", "weights", *[f"{level:.0%}" for level in analysis.levels])
+        for curve in curves:
+            table.add_row(_indented(curve), f"{curve.weights:,}", *[f"{rise:+.3f}" for rise in curve.rises])
+        _show(console, title, table)
+    console.print(f"\nLoss per token above dense ({analysis.dense_loss:.3f} nats on {analysis.text}), masks only.")
+    console.print(f"Saved in [bold]{output}[/]: analysis.json and analysis.png.")
 
 
 def show_plan(console: Console, plan: Plan, output: Path) -> None:

@@ -201,3 +201,17 @@ def test_help_and_version(capsys):
     assert run("--version") == 0 and capsys.readouterr().out.startswith("hf-mamba-prune ")
     for command in cli.COMMANDS:
         assert run(command, "--help") == 0 and "Usage" in capsys.readouterr().out
+
+
+def test_analyze_measures_every_part_and_changes_nothing(place, capsys):
+    before = Path("model/model.safetensors").read_bytes()
+    ask = ("analyze", "model", *SMALL, *MEASURE, "--levels", "0.5,0.9", "--output", "found")
+    assert run(*ask) == 0
+    printed = capsys.readouterr().out
+    assert "x_proj.B" in printed and "block 1" in printed and "90%" in printed
+    assert {p.name for p in Path("found").iterdir()} == {"analysis.json", "analysis.png"}
+    assert Path("model/model.safetensors").read_bytes() == before
+    assert run(*ask) == 2  # the folder holds something
+    assert run("analyze", "model", *SMALL, *MEASURE, "--levels", "0.5,1.5", "--output", "new") == 2
+    assert run("analyze", "model", *SMALL, *MEASURE, "--levels", "half", "--output", "new") == 2
+    assert not Path("new").exists()

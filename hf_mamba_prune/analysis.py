@@ -1,0 +1,169 @@
+"""Which part of a model is fragile? The loss on held text when one component, or one block, is pruned alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_mamba_prune.allocation import Slot, weights_to_prune
+from hf_mamba_prune.architectures import Target, component_rows, find_targets
+from hf_mamba_prune.calibration import calibrate
+from hf_mamba_prune.config import PruningConfig
+from hf_mamba_prune.evaluation import Evaluation
+from hf_mamba_prune.masks import tensor_mask
+from hf_mamba_prune.progress import track
+from hf_mamba_prune.scores import build_score
+
+LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
+ANALYSIS_NAME = "analysis.json"
+_ENDED = 8.0
+"""A_log of a state that remembers nothing: exp(-dt * exp(8)) is 0 for any step of a trained model."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What pruning one thing alone costs.
+
+    Args:
+        name: `in_proj`, `x_proj.B`, `A_log` ..., or `block 3`.
+        weights: how many it has.
+        rises: loss per token above dense, in nats, at each level; may be negative.
+    """
+
+    name: str
+    weights: int
+    rises: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Everything that was measured.
+
+    Args:
+        text: what the loss was measured on.
+        dense_loss: nats per token.
+        levels: sparsities, 0 to 1.
+        components: one curve for each component and part of one, over all blocks.
+        blocks: one curve for each block, its default components together.
+    """
+
+    text: str
+    dense_loss: float
+    levels: tuple[float, ...]
+    components: tuple[Curve, ...]
+    blocks: tuple[Curve, ...]
+
+    def save(self, folder: Path) -> Path:
+        """Write `analysis.json` into an existing folder."""
+        path = folder / ANALYSIS_NAME
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        return path
+
+
+@torch.no_grad()
+def analyze(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sequences: torch.Tensor,
+    evaluation: Evaluation,
+    config: PruningConfig,
+    levels: Sequence[float] = LEVELS,
+) -> Analysis:
+    """Prune each component and each block alone, uniformly, by masks only, and measure the loss; the model is left as
+    it was.
+
+    Args:
+        model: a causal language model of a supported type.
+        tokenizer: of the model.
+        sequences: token ids (samples, l) that the scores are measured on.
+        evaluation: the held text; the first one counts.
+        config: score, seed and batch size.
+        levels: sparsities, each in [0, 1].
+
+    Raises:
+        ValueError: no text to measure on, or the score cannot be measured for a component.
+        RuntimeError: the model gives no finite predictions.
+    """
+    if not evaluation.texts:
+        raise ValueError("the analysis measures a loss: give it a held text.")
+    rows = [row for row in component_rows(model) if row.kind != "state"]
+    targets = find_targets(model, tuple(row.component for row in rows))
+    score = build_score(config)
+    statistics = calibrate(model, targets, sequences, score.needs, config.batch_size)
+
+    def loss() -> float:
+        return math.log(evaluation.run(model, tokenizer)[0].perplexity)
+
+    def rises(prune: Callable[[float], None], weights: Sequence[torch.Tensor]) -> tuple[float, ...]:
+        found = []
+        for level in levels:
+            with _restored(weights):
+                prune(level)
+                found.append(loss() - dense)
+        return tuple(found)
+
+    def curve(name: str, slots: Sequence[Slot]) -> Curve:
+        def prune(level: float) -> None:
+            for slot in slots:
+                weight = slot.target.weight(model)
+                scores = slot.cut(score(slot.target, weight, statistics.get(slot.target.name)))
+                keep = tensor_mask(scores, weights_to_prune(level, slot.size), slot.name, config.seed)
+                slot.cut(weight).masked_fill_(~keep, 0)
+
+        live = [slot.target.weight(model) for slot in slots]
+        return Curve(name, sum(slot.size for slot in slots), rises(prune, live))
+
+    dense = loss()
+    defaults = {target.name for target in find_targets(model)}
+    by_component = _by_component(targets)
+    components = [curve(name, slots) for name, slots in track(by_component.items(), "components", "curve")]
+    components.append(_state_curve(model, rises))
+    blocks = []
+    for index in track(range(model.config.num_hidden_layers), "blocks", "curve"):
+        own = [_whole(target) for target in targets if target.layer == index and target.name in defaults]
+        blocks.append(curve(f"block {index}", own))
+    return Analysis(evaluation.texts[0].name, dense, tuple(levels), tuple(components), tuple(blocks))
+
+
+def _whole(target: Target) -> Slot:
+    return Slot(target, target.component, 0, target.shape[0])
+
+
+def _by_component(targets: Sequence[Target]) -> dict[str, list[Slot]]:
+    """Slots of every component over all blocks, and of every part of one, in the order of the data."""
+    slots: dict[str, list[Slot]] = {}
+    for target in targets:
+        slots.setdefault(target.component, []).append(_whole(target))
+        for part, start, stop in target.parts:
+            slots.setdefault(part, []).append(Slot(target, part, start, stop))
+    return slots
+
+
+def _state_curve(model: nn.Module, rises: Callable) -> Curve:
+    """States of the recurrence, those with the shortest memory ended first; zeros would not remove them."""
+    states = [p.detach() for name, p in model.named_parameters() if name.endswith("A_log")]
+
+    def prune(level: float) -> None:
+        for state in states:
+            count = weights_to_prune(level, state.numel())
+            state.view(-1)[state.flatten().argsort(descending=True, stable=True)[:count]] = _ENDED
+
+    return Curve("A_log", sum(state.numel() for state in states), rises(prune, states))
+
+
+@contextmanager
+def _restored(weights: Sequence[torch.Tensor]) -> Iterator[None]:
+    before = [weight.clone() for weight in weights]
+    try:
+        yield
+    finally:
+        for weight, value in zip(weights, before, strict=True):
+            weight.copy_(value)
