@@ -98,11 +98,6 @@ def global_ranking(slots: Sequence[Slot], total: int, score_of: ScoreOf, config:
     A slot that the ranking would empty further gets the ceiling, and the rest is ranked again without it.
     """
     highest = [weights_to_prune(config.ceiling, slot.size) for slot in slots]
-    if total > sum(highest):
-        raise ValueError(
-            f"a sparsity of {total / sum(s.size for s in slots):.4g} cannot be reached with a ceiling of "
-            f"{config.ceiling} for each tensor: raise the ceiling."
-        )
     counts: dict[int, int] = {}
     bound: list[str] = []
     while True:
@@ -145,11 +140,21 @@ def total_to_prune(targets: Sequence[Target], config: PruningConfig, sparsity: f
     size = sum(slot.size for slot in slots)
     total = weights_to_prune(sparsity, size)
     fixed = _fixed_counts(slots, config, sparsity)
-    free = sum(slot.size for slot in slots if slot.name not in fixed)
-    if not 0 <= total - sum(fixed.values()) <= free:
+    open_slots = [slot for slot in slots if slot.name not in fixed]
+    free = sum(slot.size for slot in open_slots)
+    if sparsity != config.sparsity:  # on the way, roundings of the parts and of the whole may be one apart
+        total = min(max(total, sum(fixed.values())), sum(fixed.values()) + free)
+    rest = total - sum(fixed.values())
+    if not 0 <= rest <= free:
         raise ValueError(
             f"a sparsity of {sparsity:.6g} contradicts component_sparsity, whose components alone make "
             f"{sum(fixed.values()) / size:.6g} of all prunable weights: change one of them."
+        )
+    room = sum(weights_to_prune(config.ceiling, slot.size) for slot in open_slots)
+    if config.allocation == "global" and rest > room:
+        raise ValueError(
+            f"a sparsity of {rest / free:.4g} cannot be reached with a ceiling of {config.ceiling:.4g} for each "
+            "tensor: raise the ceiling."
         )
     return total
 

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mamba_prune.allocation import Slot, weights_to_prune
 from hf_mamba_prune.architectures import Target, component_rows, find_targets
-from hf_mamba_prune.calibration import calibrate
+from hf_mamba_prune.calibration import Need, calibrate
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.evaluation import Evaluation
 from hf_mamba_prune.masks import tensor_mask
@@ -24,8 +24,8 @@ from hf_mamba_prune.scores import build_score
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 ANALYSIS_NAME = "analysis.json"
-_ENDED = 8.0
-"""A_log of a state that remembers nothing: exp(-dt * exp(8)) is 0 for any step of a trained model."""
+_ENDED = 20.0
+"""A_log of a state that remembers nothing: exp(-dt * exp(20)) is 0 for every step above 1e-7."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def analyze(
     levels: Sequence[float] = LEVELS,
 ) -> Analysis:
     """Prune each component and each block alone, uniformly, by masks only, and measure the loss; the model is left as
-    it was.
+    it was. A score that needs inputs leaves out the components whose input cannot be measured.
 
     Args:
         model: a causal language model of a supported type.
@@ -89,14 +89,17 @@ def analyze(
         levels: sparsities, each in [0, 1].
 
     Raises:
-        ValueError: no text to measure on, or the score cannot be measured for a component.
+        ValueError: no text to measure on.
         RuntimeError: the model gives no finite predictions.
     """
     if not evaluation.texts:
         raise ValueError("the analysis measures a loss: give it a held text.")
-    rows = [row for row in component_rows(model) if row.kind != "state"]
-    targets = find_targets(model, tuple(row.component for row in rows))
+    evaluation = replace(evaluation, texts=evaluation.texts[:1])
     score = build_score(config)
+    rows = [row for row in component_rows(model) if row.kind != "state"]
+    if Need.INPUT_SQUARE in score.needs:
+        rows = [row for row in rows if row.tap(model.config) is not None]
+    targets = find_targets(model, tuple(row.component for row in rows))
     statistics = calibrate(model, targets, sequences, score.needs, config.batch_size)
 
     def loss() -> float:

@@ -141,11 +141,20 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-@contextmanager
-def _input_hooks(model: nn.Module, targets: Sequence[Target], statistics: Statistics) -> Iterator[None]:
-    for target in targets:
+def check_inputs(targets: Sequence[Target], needs: frozenset[Need]) -> None:
+    """Refuse targets whose input is wanted but cannot be measured.
+
+    Raises:
+        ValueError: names the component.
+    """
+    for target in targets if Need.INPUT_SQUARE in needs else ():
         if target.tap is None:
             raise ValueError(f"component {target.component!r} has no measurable input: choose a score without one.")
+
+
+@contextmanager
+def _input_hooks(model: nn.Module, targets: Sequence[Target], statistics: Statistics) -> Iterator[None]:
+    check_inputs(targets, frozenset({Need.INPUT_SQUARE}))
     with ExitStack() as stack:
         for target in targets:
             own = statistics[target.name]

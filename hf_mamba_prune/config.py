@@ -75,6 +75,7 @@ class PruningConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        self._check_types()
         self._check_names()
         self._check_numbers()
         group = self.group
@@ -116,6 +117,19 @@ class PruningConfig:
         for kind, given, known in choices:
             if given not in known:
                 raise ValueError(closest(kind, str(given), known))
+
+    def _check_types(self) -> None:
+        """What JSON can hold wrongly."""
+        number, whole = (int, float), int
+        kinds: dict[str, type | tuple[type, ...]] = dict.fromkeys(("pattern", "score", "schedule", "gradient"), str)
+        kinds |= {"alpha": number, "damping": number, "seed": whole, "reconstruct": bool}
+        kinds |= {"components": (list, tuple), "component_sparsity": Mapping}
+        kinds |= {} if self.ceiling is None else {"ceiling": number}
+        for name, kind in kinds.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+                expected = "a number" if kind is number else getattr(kind, "__name__", "a list")
+                raise ValueError(f"{name} is {value!r}; expected {expected}.")
 
     def _check_numbers(self) -> None:
         shares = [("sparsity", self.sparsity)] if self.sparsity is not None else []

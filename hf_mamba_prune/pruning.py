@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_mamba_prune.allocation import Budget, allocate, total_to_prune
 from hf_mamba_prune.architectures import Target, find_targets
 from hf_mamba_prune.blocks import MemoryBlocks
-from hf_mamba_prune.calibration import Statistics, calibrate
+from hf_mamba_prune.calibration import Statistics, calibrate, check_inputs
 from hf_mamba_prune.checkpoint import round_to
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.counting import ZeroCounter
@@ -25,6 +25,7 @@ from hf_mamba_prune.repair import MaskOf, repair
 from hf_mamba_prune.report import CalibrationFacts, ModelFacts, PruningReport, RepairFacts
 from hf_mamba_prune.schedules import sparsity_at
 from hf_mamba_prune.scores import Score, build_score
+from hf_mamba_prune.selection import name_seed
 from hf_mamba_prune.sequences import sample_sequences
 from hf_mamba_prune.texts import TextSource
 
@@ -78,6 +79,7 @@ def prune(
     targets = find_targets(model, config.components)
     total_to_prune(targets, config, config.sparsity)  # what cannot be is said before the work, not after it
     score = build_score(config)
+    check_inputs(targets, score.needs)
     origin = origin or Origin(model.name_or_path)
     evaluation = evaluation or Evaluation()
     facts = _model_facts(model, origin)
@@ -95,13 +97,13 @@ def prune(
             statistics = calibrate(model, targets, seen, score.needs, config.batch_size) if score.needs else {}
         with meter.step("mask"):
             budget, mask_of = plan_masks(model, targets, score, statistics, config, sparsity)
+            outside = [target for target in targets if not config.reconstruct or target.layer is None]
+            apply_masks(model, outside, mask_of)
         if config.reconstruct:
             with meter.step("reconstruct"):
                 blocks = MemoryBlocks(model)
                 repairs = repair(blocks, targets, mask_of, dense, seen, config.damping)
-        with meter.step("mask"):
-            outside = [target for target in targets if not config.reconstruct or target.layer is None]
-            apply_masks(model, outside, mask_of)
+        del statistics, mask_of  # or the next step would gather its own beside them
     round_to(model, origin.saved_dtype or model.dtype)
     with meter.step("evaluate"):
         after = evaluation.run(model, tokenizer)
@@ -155,10 +157,10 @@ def _dense_weights(model: PreTrainedModel, targets: Sequence[Target]) -> dict[st
 
 
 def _sequences_of_step(sequences: torch.Tensor | None, step: int, config: PruningConfig) -> torch.Tensor | None:
-    """All of them in the first step, a random quarter in each later one: over the steps they come to be seen."""
+    """All of them in the first step, another random quarter in each later one."""
     if sequences is None or step == 1:
         return sequences
-    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+    generator = torch.Generator().manual_seed(name_seed(f"step {step}", config.seed))
     chosen = torch.randperm(len(sequences), generator=generator)[: (len(sequences) + 3) // 4]
     return sequences[chosen]
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 _RESTARTS = 4
+_NOISE = 1e-6
 _LOOK = 8
 """Iterations between looks at which rows are done."""
 
@@ -123,7 +124,9 @@ def _conjugate_gradients(
     for made in range(1, max_iterations + 1):
         product = (direction @ system).mul_(mask)
         curvature = (direction * product).sum(1)
-        length = torch.where(curvature > 0, size / curvature, 0.0)[:, None]
+        # Where the inputs hardly ever go, the curvature is float32's noise, and a step could have any length.
+        real = curvature > _NOISE * direction.square().sum(1)
+        length = torch.where(real, size / curvature, 0.0)[:, None]
         solution.addcmul_(direction, length)
         residual.addcmul_(product, length, value=-1)
         size, old = residual.square().sum(1), size

@@ -1,7 +1,8 @@
 """Mask and reconstruct block by block: each on the inputs that the blocks before it, pruned already, really give it.
 
-Inside a block the order is that of the data: `in_proj`, then `x_proj` and `dt_proj`, then `out_proj`. Only the
-Hessians of one stage of one block are in memory at a time.
+Inside a block the order is that of the data: `in_proj`, then `x_proj` and `dt_proj`, then `out_proj`. The input of
+`dt_proj` is that of before `x_proj` changes: a stage of its own costs a pass and brought nothing. Only the Hessians of
+one stage of one block are in memory at a time.
 """
 
 from __future__ import annotations

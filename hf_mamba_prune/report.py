@@ -124,7 +124,7 @@ class RepairFacts:
 
     Args:
         name: state-dict name.
-        before: share of the output's energy that the mask alone loses, on the inputs of the pruned model.
+        before: share of the output's energy that the mask alone loses, on the inputs that it was reconstructed on.
         after: the same with the reconstructed weights.
         iterations: of the solver.
     """

@@ -2,8 +2,9 @@
 
 The bit pattern of a non-negative float32 grows with its value. Two histogram passes (the high 16 bits, then the low
 16 bits of those that share the right high bits) give the k-th smallest key; the tensors are visited one at a time, and
-the only memory is one histogram. Histograms of several ranks may simply be added. With many scores, a sample says
-first where the key must be, and one pass takes out the few around it; where the sample was wrong, the two passes do.
+the only memory is one histogram. Histograms of several ranks may simply be added. With many scores, a sample of them
+says first where the key must be, and one pass takes out the few around it, at most one in fifty; where the sample was
+wrong, the two passes do.
 
 Among equal scores the order is that of a seeded hash of (name, index), found by the same passes over the hash: a
 choice by position would empty one end of a bf16 model, where thousands of scores are equal.

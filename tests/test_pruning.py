@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 
 import pytest
 import torch
@@ -271,3 +272,38 @@ def test_scores_that_need_data_ask_for_it_before_anything_happens(mamba, tokeniz
     with pytest.raises(ValueError, match="some text is too short"):
         prune(mamba, tokenizer, PruningConfig(calibration_length=5000), TEXT)
     assert weights_sha256(mamba) == before
+
+
+def test_what_cannot_be_reached_is_said_before_anything_is_pruned(mamba, tokenizer):
+    before = weights_sha256(mamba)
+    with pytest.raises(ValueError, match="cannot be reached with a ceiling of 0.6 for each tensor"):
+        prune(mamba, tokenizer, PruningConfig(0.7, ceiling=0.6, **SMALL), TEXT)
+    with pytest.raises(ValueError, match="component 'D' has no measurable input"):
+        prune(build_model("mamba2"), tokenizer, PruningConfig(score="wanda", components=("D",), **SMALL), TEXT)
+    assert weights_sha256(mamba) == before
+
+
+def test_fixed_components_that_leave_no_room_survive_the_roundings_on_the_way(mamba, tokenizer):
+    shares = {name: 0.5 for name in ("in_proj", "x_proj", "dt_proj", "out_proj")}
+    config = PruningConfig(0.5, component_sparsity=shares, reconstruct=False, score="magnitude")
+    report = prune(mamba, tokenizer, config)
+    assert report.sparsity.masked == report.sparsity.prunable.weights // 2
+
+
+def test_a_seed_of_any_size(mamba, tokenizer):
+    config = PruningConfig(0.5, seed=2**60, steps=2, **SMALL)
+    assert prune(mamba, tokenizer, config, TEXT).sparsity.masked > 0
+
+
+def test_old_statistics_are_gone_before_new_ones_are_gathered(mamba, tokenizer, monkeypatch):
+    alive = []
+
+    def watched(*args):
+        assert not any(reference() is not None for reference in alive)
+        found = calibrate(*args)
+        alive[:] = [weakref.ref(t) for own in found.values() for t in own.sums.values()]
+        return found
+
+    monkeypatch.setattr(pruning, "calibrate", watched)
+    prune(mamba, tokenizer, PruningConfig(0.5, steps=3, **SMALL), TEXT)
+    assert alive

@@ -98,3 +98,14 @@ def test_what_does_not_fit_is_refused():
         reconstruct(torch.ones(3, 4), torch.ones(3, 4, dtype=torch.bool), torch.eye(3))
     with pytest.raises(RuntimeError, match="not finite"):
         reconstruct(torch.ones(3, 2), torch.ones(3, 2, dtype=torch.bool), torch.full((2, 2), float("nan")))
+
+
+@pytest.mark.parametrize("damping", [0.0, 1e-8, 1e-6])
+def test_the_noise_of_a_singular_hessian_is_no_information(damping):
+    for seed in range(8):
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(400, 10, generator=generator) @ torch.randn(10, 32, generator=generator)
+        weight, keep = torch.randn(8, 32, generator=generator), torch.rand(8, 32, generator=generator) < 0.5
+        found = reconstruct(weight, keep, (x.T @ x).double() / 400, damping)
+        assert found.weight.abs().max() < 1e5
+        assert -1e-3 < found.after <= found.before

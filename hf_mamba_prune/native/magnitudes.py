@@ -126,6 +126,10 @@ def between(values: torch.Tensor, low: int, high: int, positions: torch.Tensor, 
     _check(values)
     _check_key(low)
     _check_key(high)
+    if low > high:
+        raise ValueError(f"low={low}, high={high}: expected low <= high")
+    if any(x.device.type != "cpu" or not x.is_contiguous() for x in (positions, keys)):
+        raise ValueError("positions and keys must be contiguous and on the CPU")
     if positions.dtype != torch.int64 or keys.dtype != torch.int32 or positions.shape != keys.shape:
         raise ValueError(
             f"positions are {positions.dtype} of shape {tuple(positions.shape)} and keys {keys.dtype} of shape "
