@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
+from hf_mamba_prune.calibration import evaluation_mode
 from hf_mamba_prune.metrics import BitsPerByte, Perplexity
 from hf_mamba_prune.progress import track
 from hf_mamba_prune.report import LanguageMetrics
@@ -121,15 +122,11 @@ def _spans(tokens: int, window: int, stride: int) -> list[tuple[int, int, int]]:
 
 @torch.no_grad()
 def _losses(model: nn.Module, ids: torch.Tensor, spans: list[tuple[int, int, int]]) -> list[float]:
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluation_mode(model):
         return [
             _window_loss(model, ids[start:stop].to(model.device)[None], max(first - start, 1))
             for start, stop, first in track(spans, "evaluate", "window")
         ]
-    finally:
-        model.train(was_training)
 
 
 def _window_loss(model: nn.Module, ids: torch.Tensor, first: int) -> float:
