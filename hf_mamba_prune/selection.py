@@ -13,8 +13,8 @@ choice by position would empty one end of a bf16 model, where thousands of score
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import torch
 
@@ -27,7 +27,7 @@ _MIX = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _HASH_BITS = 60
 _PIECE = 1 << 20
 _MANY = 1 << 20
-_STRIDE = 251
+_STRIDE = 509
 _TAKEN = 50
 
 
@@ -60,13 +60,15 @@ class Threshold:
     """Which scores go: keys below `key`, and of those at `key` the ones whose order is below `order`.
 
     `at_order` of the elements that sit exactly at both go as well, first come first gone; it is 1 unless two hashes
-    collide, and 0 where all at `key` go.
+    collide, and 0 where all at `key` go. `ties` are the positions of those at `key` by tensor, where they were found
+    on the way.
     """
 
     key: int
     order: int
     at_order: int
     seed: int
+    ties: Mapping[str, torch.Tensor] | None = field(default=None, compare=False, repr=False)
 
 
 def lowest(visit: Visit, count: int, total: int, seed: int) -> Threshold:
@@ -100,7 +102,7 @@ def lowest(visit: Visit, count: int, total: int, seed: int) -> Threshold:
     if near:
         found = torch.cat([tie_order(positions, name, seed) for name, positions in ties]).sort().values
         order = int(found[rest - 1])
-        return Threshold(key, order, rest - int(torch.searchsorted(found, order)), seed)
+        return Threshold(key, order, rest - int(torch.searchsorted(found, order)), seed, dict(ties))
 
     def orders(prefix: int, done: int, bits: int) -> torch.Tensor:
         histogram = torch.zeros(1 << bits, dtype=torch.int64)
@@ -161,7 +163,7 @@ def _near_sample(visit: Visit, count: int, total: int) -> tuple[int, int, list[t
         return native.radix_histogram(keys[:taken].view(torch.float32), prefix, done, bits)
 
     key, rest, _ = _descend(between, (16, 16), count - below)
-    ties = [(name, positions[start:stop][keys[start:stop] == key]) for name, start, stop in runs]
+    ties = [(name, positions[start:stop][keys[start:stop] == key].sort().values) for name, start, stop in runs]
     return key, rest, [(name, positions) for name, positions in ties if len(positions)]
 
 
@@ -192,7 +194,8 @@ class Keeper:
         equal = native.keep_above(flat, threshold.key, keep)
         if not equal or threshold.order == 1 << _HASH_BITS:
             return keep.view(scores.shape)
-        for ties in _ties(flat, threshold.key):
+        known = threshold.ties
+        for ties in _ties(flat, threshold.key) if known is None else [known[name].to(flat.device)]:
             order = tie_order(ties, name, threshold.seed)
             exact = ties[order == threshold.order]
             keep[ties[order > threshold.order]] = True

@@ -1,5 +1,6 @@
 #include "pool.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
 
 #include <atomic>
@@ -122,17 +123,87 @@ class Pool {
 // threads, so it starts a pool of its own and leaves the old one untouched.
 std::atomic<Pool*> pool{nullptr};
 
-void forget_pool() { pool.store(nullptr); }
+std::atomic<bool> forked{false};
+
+void after_fork() {
+  forked.store(true);
+  pool.store(nullptr);
+}
+
+void notice_forks() {
+  static std::once_flag once;
+  std::call_once(once, [] { pthread_atfork(nullptr, nullptr, after_fork); });
+}
 
 Pool& the_pool() {
   Pool* current = pool.load(std::memory_order_acquire);
   if (current != nullptr) return *current;
-  static std::once_flag once;
-  std::call_once(once, [] { pthread_atfork(nullptr, nullptr, forget_pool); });
+  notice_forks();
   Pool* fresh = new Pool;
   if (pool.compare_exchange_strong(current, fresh)) return *fresh;
   delete fresh;
   return *current;
+}
+
+// Threads of libgomp spin for milliseconds after each of torch's matrix products, on the cores that workers of this
+// pool would need. So where the process has that runtime already, its threads do the work, at once.
+struct Runtime {
+  void (*region)(void (*)(void*), void*, unsigned, unsigned) = nullptr;
+  int (*team)() = nullptr;
+};
+
+template <typename Function>
+void find(Function*& function, const char* name) {
+  void* symbol = dlsym(RTLD_DEFAULT, name);
+  if (symbol == nullptr) {
+    void* library = dlopen("libgomp.so.1", RTLD_LAZY | RTLD_NOLOAD);
+    if (library != nullptr) symbol = dlsym(library, name);
+  }
+  function = reinterpret_cast<Function*>(symbol);
+}
+
+// What a forked child inherits of it does not work: it gets none.
+Runtime torch_runtime() {
+  static const Runtime found = [] {
+    notice_forks();
+    Runtime runtime;
+    find(runtime.region, "GOMP_parallel");
+    find(runtime.team, "omp_get_num_threads");
+    return runtime.team == nullptr ? Runtime{} : runtime;
+  }();
+  return forked.load(std::memory_order_relaxed) ? Runtime{} : found;
+}
+
+struct Shared {
+  const Task task;
+  const void* const context;
+  const int64_t tasks;
+  const Runtime runtime;
+  const pthread_t caller = pthread_self();
+  std::atomic<int64_t> next{0};
+  std::atomic<int> through{1};
+  std::mutex sleep;
+  std::condition_variable finished;
+};
+
+// One thread's part of a region. The runtime's own wait for the others would spin: the caller waits here, and leaves
+// its core to them where cores are busy.
+void take_part(void* data) {
+  Shared& shared = *static_cast<Shared*>(data);
+  for (int64_t i; (i = shared.next.fetch_add(1, std::memory_order_relaxed)) < shared.tasks;) {
+    shared.task(shared.context, i);
+  }
+  if (!pthread_equal(shared.caller, pthread_self())) {
+    std::lock_guard<std::mutex> lock(shared.sleep);
+    shared.through.fetch_add(1, std::memory_order_release);
+    shared.finished.notify_one();
+    return;
+  }
+  const int team = shared.runtime.team();
+  auto done = [&] { return shared.through.load(std::memory_order_acquire) == team; };
+  if (spin_until(done)) return;
+  std::unique_lock<std::mutex> lock(shared.sleep);
+  shared.finished.wait(lock, done);
 }
 
 struct Scratch {
@@ -149,6 +220,11 @@ void parallel(int64_t tasks, int threads, Task task, const void* context) {
   if (threads > tasks) threads = static_cast<int>(tasks);
   if (threads <= 1) {
     for (int64_t i = 0; i < tasks; ++i) task(context, i);
+    return;
+  }
+  if (const Runtime runtime = torch_runtime(); runtime.region != nullptr) {
+    Shared shared{task, context, tasks, runtime};
+    runtime.region(take_part, &shared, static_cast<unsigned>(threads), 0);
     return;
   }
   the_pool().run(tasks, threads, task, context);

@@ -1,4 +1,5 @@
-// A small pool of threads of its own: torch's OpenMP runtime and a second one fight over busy cores.
+// Work on several threads: those of torch's own OpenMP runtime where the process has one (two sets of threads would
+// fight over the cores), otherwise a small pool that also works in a forked child.
 #pragma once
 #include <cstddef>
 #include <cstdint>

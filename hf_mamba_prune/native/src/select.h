@@ -27,6 +27,22 @@ HMP_INLINE uint32_t lane_bits(Ints mask) {
 #endif
 }
 
+// One bit a lane where a < b, and where a == b. With AVX-512 a comparison leaves just that.
+HMP_INLINE uint32_t bits_less(Words a, Words b) {
+#if defined(__AVX512F__)
+  return _mm512_cmplt_epu32_mask((__m512i)a, (__m512i)b);
+#else
+  return lane_bits(a < b);
+#endif
+}
+HMP_INLINE uint32_t bits_equal(Words a, Words b) {
+#if defined(__AVX512F__)
+  return _mm512_cmpeq_epi32_mask((__m512i)a, (__m512i)b);
+#else
+  return lane_bits(a == b);
+#endif
+}
+
 // fp16 keys: the exponent is moved by a multiplication, which is exact and gets denormals right.
 HMP_INLINE Words half_keys(Words half) {
   const Words magnitude = half & 0x7fffu;
@@ -46,6 +62,7 @@ template <Dtype Type, typename Visit>
 HMP_INLINE void visit_keys(const char* data, int64_t first, int64_t last, Visit visit) {
   constexpr int kBytes = Type == Dtype::kFloat32 ? 4 : 2;
   int64_t at = first;
+#pragma GCC unroll 4
   for (; at + kLanes <= last; at += kLanes) {
     __builtin_prefetch(data + kBytes * at + 1024);
     visit(load_keys<Type>(data, at), at, kLanes);
@@ -93,8 +110,8 @@ struct Histogram {
       visit_keys<Type>(values.data, chunk.first, chunk.last, [&](Words keys, int64_t, int lanes) {
         const uint32_t real = (1u << lanes) - 1;
         const Words bin = (keys - low) >> shift;
-        const uint32_t under = lane_bits(keys < low) & real;
-        uint32_t inside = lane_bits(bin < static_cast<uint32_t>(bins)) & real & ~under;
+        const uint32_t under = bits_less(keys, Words{} + low) & real;
+        uint32_t inside = bits_less(bin, Words{} + static_cast<uint32_t>(bins)) & real & ~under;
         below += __builtin_popcount(under);
         above += lanes - __builtin_popcount(under) - __builtin_popcount(inside);
         if (inside == 0) return;
@@ -139,14 +156,14 @@ struct Mask {
     const Chunk chunk(values, task);
     int64_t equal = 0;
     visit_keys<Type>(values.data, chunk.first, chunk.last, [&](Words keys, int64_t at, int lanes) {
-      const Ints above = keys > threshold;
-      const Bytes flags = __builtin_convertvector((Words)above & 1u, Bytes);
+      // Both are below 2^31, so the sign of the difference is the answer.
+      const Bytes flags = __builtin_convertvector((threshold - keys) >> 31, Bytes);
       if (lanes == kLanes) {
         store_as(keep + at, flags);
       } else {
         for (int i = 0; i < lanes; ++i) keep[at + i] = flags[i];
       }
-      equal += __builtin_popcount(lane_bits(keys == threshold) & ((1u << lanes) - 1));
+      equal += __builtin_popcount(bits_equal(keys, Words{} + threshold) & ((1u << lanes) - 1));
     });
     __atomic_fetch_add(ties, equal, __ATOMIC_RELAXED);
   }
@@ -190,8 +207,8 @@ struct Between {
     const Chunk chunk(values, task);
     visit_keys<Type>(values.data, chunk.first, chunk.last, [&](Words keys, int64_t at, int lanes) {
       const uint32_t real = (1u << lanes) - 1;
-      under += __builtin_popcount(lane_bits(keys < low) & real);
-      uint32_t inside = lane_bits((keys - low) <= (high - low)) & real;
+      under += __builtin_popcount(bits_less(keys, Words{} + low) & real);
+      uint32_t inside = bits_less(keys - low, Words{} + (high - low + 1)) & real;
       if (inside == 0) return;
       if (hits > kBuffer - kLanes) flush();
       uint32_t each[kLanes];
