@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -13,14 +12,15 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_mamba_prune.allocation import Slot, weights_to_prune
 from hf_mamba_prune.architectures import Target, component_rows, find_targets
-from hf_mamba_prune.calibration import Need, calibrate
+from hf_mamba_prune.calibration import INPUT_NEEDS, Need, calibrate
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.evaluation import Evaluation
-from hf_mamba_prune.masks import tensor_mask
 from hf_mamba_prune.progress import track
 from hf_mamba_prune.scores import build_score
+from hf_mamba_prune.sensitivity import CURVE_SEQUENCES, Prober
+from hf_mamba_prune.slots import Slot, weights_to_prune
+from hf_mamba_prune.stability import Decay, measure_decay
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 ANALYSIS_NAME = "analysis.json"
@@ -44,6 +44,21 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Together:
+    """All default components pruned uniformly at once.
+
+    Args:
+        level: sparsity; 0 is the dense model.
+        rise: loss per token above dense, in nats.
+        decays: of the recurrence, one for each block.
+    """
+
+    level: float
+    rise: float
+    decays: tuple[Decay, ...]
+
+
+@dataclass(frozen=True)
 class Analysis:
     """Everything that was measured.
 
@@ -53,6 +68,7 @@ class Analysis:
         levels: sparsities, 0 to 1.
         components: one curve for each component and part of one, over all blocks.
         blocks: one curve for each block, its default components together.
+        together: everything at once, dense and at each level, with what becomes of the recurrence.
     """
 
     text: str
@@ -60,6 +76,7 @@ class Analysis:
     levels: tuple[float, ...]
     components: tuple[Curve, ...]
     blocks: tuple[Curve, ...]
+    together: tuple[Together, ...]
 
     def save(self, folder: Path) -> Path:
         """Write `analysis.json` into an existing folder."""
@@ -97,43 +114,35 @@ def analyze(
     evaluation = replace(evaluation, texts=evaluation.texts[:1])
     score = build_score(config)
     rows = [row for row in component_rows(model) if row.kind != "state"]
-    if Need.INPUT_SQUARE in score.needs:
+    if score.needs & INPUT_NEEDS:
         rows = [row for row in rows if row.tap(model.config) is not None]
+    if Need.INPUT_PRODUCT in score.needs:
+        rows = [row for row in rows if row.kind == "linear"]
     targets = find_targets(model, tuple(row.component for row in rows))
     statistics = calibrate(model, targets, sequences, score.needs, config.batch_size)
 
     def loss() -> float:
         return math.log(evaluation.run(model, tokenizer)[0].perplexity)
 
-    def rises(prune: Callable[[float], None], weights: Sequence[torch.Tensor]) -> tuple[float, ...]:
-        found = []
-        for level in levels:
-            with _restored(weights):
-                prune(level)
-                found.append(loss() - dense)
-        return tuple(found)
+    prober = Prober(model, score, statistics, config.seed, loss)
 
     def curve(name: str, slots: Sequence[Slot]) -> Curve:
-        def prune(level: float) -> None:
-            for slot in slots:
-                weight = slot.target.weight(model)
-                scores = slot.cut(score(slot.target, weight, statistics.get(slot.target.name)))
-                keep = tensor_mask(scores, weights_to_prune(level, slot.size), slot.name, config.seed)
-                slot.cut(weight).masked_fill_(~keep, 0)
+        return Curve(name, sum(slot.size for slot in slots), prober.rises(slots, levels))
 
-        live = [slot.target.weight(model) for slot in slots]
-        return Curve(name, sum(slot.size for slot in slots), rises(prune, live))
-
-    dense = loss()
-    defaults = {target.name for target in find_targets(model)}
     by_component = _by_component(targets)
     components = [curve(name, slots) for name, slots in track(by_component.items(), "components", "curve")]
-    components.append(_state_curve(model, rises))
+    components.append(_state_curve(model, prober, levels))
+    defaults = {target.name for target in find_targets(model)}
+    slots = [_whole(target) for target in targets if target.name in defaults]
     blocks = []
     for index in track(range(model.config.num_hidden_layers), "blocks", "curve"):
-        own = [_whole(target) for target in targets if target.layer == index and target.name in defaults]
-        blocks.append(curve(f"block {index}", own))
-    return Analysis(evaluation.texts[0].name, dense, tuple(levels), tuple(components), tuple(blocks))
+        blocks.append(curve(f"block {index}", [slot for slot in slots if slot.target.layer == index]))
+    together = []
+    for level in track((0.0, *levels), "together", "level"):
+        with prober.masked(slots, level):
+            together.append(Together(level, prober.rise(), measure_decay(model, sequences[:CURVE_SEQUENCES])))
+    found = (tuple(components), tuple(blocks), tuple(together))
+    return Analysis(evaluation.texts[0].name, prober.dense_loss, tuple(levels), *found)
 
 
 def _whole(target: Target) -> Slot:
@@ -150,23 +159,13 @@ def _by_component(targets: Sequence[Target]) -> dict[str, list[Slot]]:
     return slots
 
 
-def _state_curve(model: nn.Module, rises: Callable) -> Curve:
+def _state_curve(model: nn.Module, prober: Prober, levels: Sequence[float]) -> Curve:
     """States of the recurrence, those with the shortest memory ended first; zeros would not remove them."""
     states = [p.detach() for name, p in model.named_parameters() if name.endswith("A_log")]
 
-    def prune(level: float) -> None:
+    def end(level: float) -> None:
         for state in states:
             count = weights_to_prune(level, state.numel())
             state.view(-1)[state.flatten().argsort(descending=True, stable=True)[:count]] = _ENDED
 
-    return Curve("A_log", sum(state.numel() for state in states), rises(prune, states))
-
-
-@contextmanager
-def _restored(weights: Sequence[torch.Tensor]) -> Iterator[None]:
-    before = [weight.clone() for weight in weights]
-    try:
-        yield
-    finally:
-        for weight, value in zip(weights, before, strict=True):
-            weight.copy_(value)
+    return Curve("A_log", sum(state.numel() for state in states), prober.rises_of(end, states, levels))

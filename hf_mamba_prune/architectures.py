@@ -162,18 +162,47 @@ _MAMBA2 = (
 
 
 @dataclass(frozen=True)
+class TimeStep:
+    """How a block makes the step dt of its recurrence: softplus(weight @ what passes the tap + bias).
+
+    Args:
+        tap: where it passes by, given the config.
+        weight: state-dict name within the block, None when dt itself passes the tap.
+        bias: state-dict name within the block.
+        limit: of the config, what dt is clamped to, None when it is not.
+    """
+
+    tap: Callable[[object], Tap]
+    weight: str | None
+    bias: str
+    limit: str | None = None
+
+
+@dataclass(frozen=True)
 class Architecture:
     """One supported `model_type`: the rows of its blocks, in the order in which data flows through them."""
 
     name: str
     rows: tuple[Row, ...]
+    time_step: TimeStep
     layers: str = "layers"
 
 
+def _architecture1(name: str, dt_tap: Callable[[object], Tap]) -> Architecture:
+    return Architecture(name, _mamba1(dt_tap), TimeStep(dt_tap, "mixer.dt_proj.weight", "mixer.dt_proj.bias"))
+
+
+def _mamba2_dt_columns(config: object) -> tuple[int, int]:
+    _, stop = _mamba2_conv_columns(config)
+    return stop, stop + config.num_heads
+
+
+_DT2 = TimeStep(_tap("mixer.in_proj", "output", _mamba2_dt_columns), None, "mixer.dt_bias", "time_step_limit")
+
 ARCHITECTURES: dict[str, Architecture] = {
-    "mamba": Architecture("Mamba", _mamba1(_tap("mixer.x_proj", "output", lambda c: (0, c.time_step_rank)))),
-    "mamba2": Architecture("Mamba-2", _MAMBA2),
-    "falcon_mamba": Architecture("Falcon-Mamba", _mamba1(_tap("mixer.dt_layernorm", "output"))),
+    "mamba": _architecture1("Mamba", _tap("mixer.x_proj", "output", lambda c: (0, c.time_step_rank))),
+    "mamba2": Architecture("Mamba-2", _MAMBA2, _DT2),
+    "falcon_mamba": _architecture1("Falcon-Mamba", _tap("mixer.dt_layernorm", "output")),
 }
 
 

@@ -24,6 +24,7 @@ class Need(Enum):
     """A sum that a score can ask for."""
 
     INPUT_SQUARE = "sum over tokens of the squared input"
+    INPUT_PRODUCT = "sum over tokens of the input times itself, (in, in)"
     GRADIENT_SUM = "sum over sequences of the gradient"
     GRADIENT_ABSOLUTE = "sum over sequences of the absolute gradient"
     GRADIENT_SQUARE = "sum over sequences of the squared gradient"
@@ -35,14 +36,17 @@ GRADIENT_TERMS: dict[Need, Callable[[torch.Tensor], torch.Tensor]] = {
     Need.GRADIENT_SQUARE: torch.square,
 }
 
+INPUT_NEEDS = frozenset({Need.INPUT_SQUARE, Need.INPUT_PRODUCT})
+
 
 @dataclass
 class TargetStatistics:
     """The sums of one target.
 
-    Input sums are float64 and broadcast to (out, in): (1, in) for a linear weight, (channels, taps) for a convolution,
-    (channels, 1) for a per-channel factor. Gradient sums have the weight's shape and are float32: a term is a whole
-    sequence, and over a few thousand of them float32 keeps more digits than the gradients themselves have.
+    Input sums are float64. Squares broadcast to (out, in): (1, in) for a linear weight, (channels, taps) for a
+    convolution, (channels, 1) for a per-channel factor; products are (in, in), of linear weights only. Gradient sums
+    have the weight's shape and are float32: a term is a whole sequence, and over a few thousand of them float32 keeps
+    more digits than the gradients themselves have.
     """
 
     sums: dict[Need, torch.Tensor] = field(default_factory=dict)
@@ -98,8 +102,8 @@ def calibrate(
     step = 1 if gradient_needs else batch_size
     with ExitStack() as stack:
         stack.enter_context(evaluation_mode(model))
-        if Need.INPUT_SQUARE in needs:
-            stack.enter_context(_input_hooks(model, targets, statistics))
+        if needs & INPUT_NEEDS:
+            stack.enter_context(_input_hooks(model, targets, statistics, needs))
         if gradient_needs:
             stack.enter_context(_gradient_hooks(model, targets, statistics, gradient_needs))
         stack.enter_context(torch.set_grad_enabled(bool(gradient_needs)))
@@ -147,18 +151,22 @@ def check_inputs(targets: Sequence[Target], needs: frozenset[Need]) -> None:
     Raises:
         ValueError: names the component.
     """
-    for target in targets if Need.INPUT_SQUARE in needs else ():
+    for target in targets if needs & INPUT_NEEDS else ():
         if target.tap is None:
             raise ValueError(f"component {target.component!r} has no measurable input: choose a score without one.")
+        if Need.INPUT_PRODUCT in needs and target.kind != "linear":
+            raise ValueError(f"component {target.component!r} is not a linear map: choose a score without products.")
 
 
 @contextmanager
-def _input_hooks(model: nn.Module, targets: Sequence[Target], statistics: Statistics) -> Iterator[None]:
-    check_inputs(targets, frozenset({Need.INPUT_SQUARE}))
+def _input_hooks(
+    model: nn.Module, targets: Sequence[Target], statistics: Statistics, needs: frozenset[Need]
+) -> Iterator[None]:
+    check_inputs(targets, needs)
     with ExitStack() as stack:
         for target in targets:
             own = statistics[target.name]
-            stack.enter_context(observe(model, target.tap, lambda x, t=target, s=own: _add_input(s, t, x)))
+            stack.enter_context(observe(model, target.tap, lambda x, t=target, s=own: _add_input(s, t, x, needs)))
         yield
 
 
@@ -176,18 +184,22 @@ def observe(model: nn.Module, tap: Tap, see: Callable[[torch.Tensor], None]) -> 
         handle.remove()
 
 
-def _add_input(statistics: TargetStatistics, target: Target, observed: torch.Tensor) -> None:
-    x = observed.double()
-    squares = x.square().sum((0, 1))
+def _add_input(statistics: TargetStatistics, target: Target, observed: torch.Tensor, needs: frozenset[Need]) -> None:
+    statistics.tokens += observed.shape[0] * observed.shape[1]
+    if Need.INPUT_PRODUCT in needs:
+        for sequence in observed.float():
+            statistics.add(Need.INPUT_PRODUCT, (sequence.T @ sequence).double())
+    if Need.INPUT_SQUARE in needs:
+        statistics.add(Need.INPUT_SQUARE, _squares(target, observed.double()))
+
+
+def _squares(target: Target, x: torch.Tensor) -> torch.Tensor:
+    """Summed squared inputs (b, l, in) of every weight, in a shape that broadcasts to (out, in)."""
     if target.kind == "conv":
         length = x.shape[1]
-        squares = torch.stack([x[:, : max(0, length - lag)].square().sum((0, 1)) for lag in _lags(target)], dim=1)
-    elif target.kind == "channel":
-        squares = squares[:, None]
-    else:
-        squares = squares[None, :]
-    statistics.add(Need.INPUT_SQUARE, squares)
-    statistics.tokens += x.shape[0] * x.shape[1]
+        return torch.stack([x[:, : max(0, length - lag)].square().sum((0, 1)) for lag in _lags(target)], dim=1)
+    squares = x.square().sum((0, 1))
+    return squares[:, None] if target.kind == "channel" else squares[None, :]
 
 
 def _lags(target: Target) -> range:

@@ -14,8 +14,8 @@ from pathlib import Path
 from hf_mamba_prune.schedules import SCHEDULES
 
 CONFIG_NAME = "pruning_config.json"
-SCORE_NAMES = ("magnitude", "gradient-magnitude", "fisher", "wanda", "random")
-ALLOCATION_NAMES = ("uniform", "per-row", "global")
+SCORE_NAMES = ("magnitude", "gradient-magnitude", "fisher", "wanda", "obs", "random")
+ALLOCATION_NAMES = ("uniform", "per-row", "global", "owl", "sensitivity")
 GRADIENT_NAMES = ("absolute", "signed")
 
 

@@ -6,10 +6,11 @@ import math
 
 import torch
 
-from hf_mamba_prune.allocation import Budget, divide
+from hf_mamba_prune.allocation import Budget
 from hf_mamba_prune.architectures import Target
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.selection import Keeper, lowest, tie_order
+from hf_mamba_prune.slots import divide
 
 
 def target_mask(target: Target, scores: torch.Tensor, budget: Budget, config: PruningConfig) -> torch.Tensor:

@@ -16,6 +16,7 @@ from hf_mamba_prune.calibration import Statistics, calibrate, check_inputs
 from hf_mamba_prune.checkpoint import round_to
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.counting import ZeroCounter
+from hf_mamba_prune.divisions import Curves
 from hf_mamba_prune.environment import CostMeter, hardware, versions
 from hf_mamba_prune.evaluation import Evaluation
 from hf_mamba_prune.loading import weights_sha256
@@ -26,6 +27,7 @@ from hf_mamba_prune.report import CalibrationFacts, ModelFacts, PruningReport, R
 from hf_mamba_prune.schedules import sparsity_at
 from hf_mamba_prune.scores import Score, build_score
 from hf_mamba_prune.selection import name_seed
+from hf_mamba_prune.sensitivity import measure_curves
 from hf_mamba_prune.sequences import sample_sequences
 from hf_mamba_prune.texts import TextSource
 
@@ -78,8 +80,7 @@ def prune(
     meter = CostMeter()
     targets = find_targets(model, config.components)
     total_to_prune(targets, config, config.sparsity)  # what cannot be is said before the work, not after it
-    score = build_score(config)
-    check_inputs(targets, score.needs)
+    check_inputs(targets, build_score(config).needs)
     origin = origin or Origin(model.name_or_path)
     evaluation = evaluation or Evaluation()
     facts = _model_facts(model, origin)
@@ -88,22 +89,7 @@ def prune(
 
     with meter.step("evaluate"):
         before = evaluation.run(model, tokenizer)
-    dense = _dense_weights(model, targets) if config.reconstruct else {}
-    repairs: tuple[RepairFacts, ...] = ()
-    for step in range(1, config.steps + 1):
-        sparsity = sparsity_at(config.schedule, step / config.steps, config.sparsity)
-        seen = _sequences_of_step(sequences, step, config)
-        with meter.step("calibrate"):
-            statistics = calibrate(model, targets, seen, score.needs, config.batch_size) if score.needs else {}
-        with meter.step("mask"):
-            budget, mask_of = plan_masks(model, targets, score, statistics, config, sparsity)
-            outside = [target for target in targets if not config.reconstruct or target.layer is None]
-            apply_masks(model, outside, mask_of)
-        if config.reconstruct:
-            with meter.step("reconstruct"):
-                blocks = MemoryBlocks(model)
-                repairs = repair(blocks, targets, mask_of, dense, seen, config.damping)
-        del statistics, mask_of  # or the next step would gather its own beside them
+    budget, repairs = _prune_in_steps(model, targets, config, sequences, meter)
     round_to(model, origin.saved_dtype or model.dtype)
     with meter.step("evaluate"):
         after = evaluation.run(model, tokenizer)
@@ -122,6 +108,36 @@ def prune(
     )
 
 
+def _prune_in_steps(
+    model: PreTrainedModel,
+    targets: Sequence[Target],
+    config: PruningConfig,
+    sequences: torch.Tensor | None,
+    meter: CostMeter,
+) -> tuple[Budget, tuple[RepairFacts, ...]]:
+    """Measure, score, allocate, mask and reconstruct at each sparsity of the schedule; what the last step did."""
+    score = build_score(config)
+    dense = _dense_weights(model, targets) if config.reconstruct else {}
+    outside = [target for target in targets if not config.reconstruct or target.layer is None]
+    curves: Curves | None = None
+    repairs: tuple[RepairFacts, ...] = ()
+    for step in range(1, config.steps + 1):
+        sparsity = sparsity_at(config.schedule, step / config.steps, config.sparsity)
+        seen = _sequences_of_step(sequences, step, config)
+        with meter.step("calibrate"):
+            statistics = calibrate(model, targets, seen, score.needs, config.batch_size) if score.needs else {}
+            if config.allocation == "sensitivity" and step == 1:
+                curves = measure_curves(model, targets, score, statistics, seen, config)
+        with meter.step("mask"):
+            budget, mask_of = plan_masks(model, targets, score, statistics, config, sparsity, curves)
+            apply_masks(model, outside, mask_of)
+        if config.reconstruct:
+            with meter.step("reconstruct"):
+                repairs = repair(MemoryBlocks(model), targets, mask_of, dense, seen, config.damping)
+        del statistics, mask_of  # or the next step would gather its own beside them
+    return budget, repairs
+
+
 @torch.no_grad()
 def plan_masks(
     model: PreTrainedModel,
@@ -130,6 +146,7 @@ def plan_masks(
     statistics: Statistics,
     config: PruningConfig,
     sparsity: float,
+    curves: Curves | None = None,
 ) -> tuple[Budget, MaskOf]:
     """Score and allocate; the mask of each target is made when it is asked for, one target in memory at a time."""
 
@@ -141,7 +158,7 @@ def plan_masks(
         # A live weight without a gradient scores 0, but must not tie with those that are gone: they go first.
         return scores.masked_fill_((scores == 0) & (weight != 0), _SMALLEST)
 
-    budget = allocate(targets, score_of, config, sparsity)
+    budget = allocate(targets, score_of, config, sparsity, curves)
     return budget, lambda target: target_mask(target, score_of(target), budget, config)
 
 
@@ -167,7 +184,7 @@ def _sequences_of_step(sequences: torch.Tensor | None, step: int, config: Prunin
 
 def needs_data(config: PruningConfig) -> bool:
     """Whether a calibration text will be read."""
-    return config.reconstruct or bool(build_score(config).needs)
+    return config.reconstruct or config.allocation == "sensitivity" or bool(build_score(config).needs)
 
 
 def _sequences(

@@ -109,6 +109,11 @@ def show_analysis(console: Console, analysis: Analysis, output: Path) -> None:
         for curve in curves:
             table.add_row(_indented(curve), f"{curve.weights:,}", *[f"{rise:+.3f}" for rise in curve.rises])
         _show(console, title, table)
+    table = _table("", *[f"{case.level:.0%}" for case in analysis.together])
+    table.add_row("loss above dense", *[f"{case.rise:+.3f}" for case in analysis.together])
+    for layer in range(len(analysis.together[0].decays)):
+        table.add_row(f"  block {layer}", *[f"{case.decays[layer].largest:.6f}" for case in analysis.together])
+    _show(console, "All at once, uniformly; below it the recurrence's largest |exp(dt A)|, which stays under 1", table)
     console.print(f"\nLoss per token above dense ({analysis.dense_loss:.3f} nats on {analysis.text}), masks only.")
     console.print(f"Saved in [bold]{output}[/]: analysis.json and analysis.png.")
 

@@ -63,7 +63,8 @@ def build_model(case: str, seed: int = 0) -> PreTrainedModel:
 
 def mask_only(model, targets, score, statistics, config, sparsity) -> Budget:
     """Score, allocate and mask, without reconstruction."""
-    budget, mask_of = plan_masks(model, targets, score, statistics, config, sparsity)
+    curves = {target.name: ((0.5, 0.01), (0.9, 1.0)) for target in targets}
+    budget, mask_of = plan_masks(model, targets, score, statistics, config, sparsity, curves)
     apply_masks(model, targets, mask_of)
     return budget
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_mamba_prune.allocation import ALLOCATIONS, allocate, divide, total_to_prune, weights_to_prune
+from hf_mamba_prune.allocation import allocate, total_to_prune
 from hf_mamba_prune.architectures import Target
 from hf_mamba_prune.config import ALLOCATION_NAMES, PruningConfig
+from hf_mamba_prune.divisions import ALLOCATIONS
+from hf_mamba_prune.slots import divide, weights_to_prune
 
 
 def target(name, rows, columns, component="in_proj", parts=()):
@@ -30,12 +34,15 @@ SCORES = {
 }
 
 
+CURVES = defaultdict(lambda: ((0.3, 0.01), (0.6, 0.1), (0.9, 2.0)))
+
+
 def score_of(t):
     return SCORES[t.name]
 
 
-def budget_of(sparsity, scores=score_of, **options):
-    return allocate(TARGETS, scores, PruningConfig(sparsity=sparsity, **options), sparsity)
+def budget_of(sparsity, scores=score_of, curves=CURVES, targets=TARGETS, **options):
+    return allocate(targets, scores, PruningConfig(sparsity=sparsity, **options), sparsity, curves)
 
 
 def by_component(budget):
@@ -126,9 +133,59 @@ def test_fixed_components_and_parts_get_exactly_theirs_and_the_total_holds(alloc
     assert budget.total == round(0.5 * SIZE) == sum(counts.values())
 
 
+def test_owl_spares_the_block_with_more_outliers_and_treats_its_tensors_alike():
+    targets = [
+        Target(f"{layer}.{name}", name, layer, "linear", None, (20, 10))
+        for layer in range(3)
+        for name in ("in", "out")
+    ]
+    scores = {t.name: torch.ones(20, 10) for t in targets}
+    scores["1.in"].view(-1)[:20] = 100.0
+    scores["2.out"].view(-1)[:5] = 100.0
+    budget = budget_of(0.6, lambda t: scores[t.name], targets=targets, allocation="owl")
+    shares = [count / 200 for count in budget.counts]
+    assert budget.total == round(0.6 * 1200) and shares[0::2] == shares[1::2]
+    assert shares[2] < shares[4] < shares[0] and shares[0] - shares[2] == pytest.approx(0.16, abs=0.006)
+
+
+def test_sensitivity_prunes_where_it_costs_least():
+    curves = CURVES | {"a.in": ((0.3, 0.0), (0.6, 0.001), (0.9, 0.002)), "b.x": ((0.3, 5.0), (0.6, 9.0), (0.9, 20.0))}
+    budget = budget_of(0.5, curves=curves, allocation="sensitivity", ceiling=0.95)
+    counts = dict(zip([slot.name for slot in budget.slots], budget.counts, strict=True))
+    assert counts["a.in"] == round(0.95 * 128) and counts["b.x"] == 0 and budget.at_ceiling == ("a.in",)
+
+
+def test_sensitivity_is_the_cheapest_of_all_budgets():
+    targets = [target("a", 1, 10), target("b", 1, 10), target("c", 1, 10)]
+    curves = {"a": ((0.3, 0.1), (0.6, 0.5), (0.9, 2.0)), "b": ((0.3, 0.3), (0.6, 0.7), (0.9, 1.2)), "c": ((0.9, 1.5),)}
+
+    def cost(counts):
+        total = 0.0
+        for t, count in zip(targets, counts, strict=True):
+            points = ((0.0, 0.0), *curves[t.name])
+            low, high = next((a, b) for a, b in zip(points, points[1:], strict=False) if count <= 10 * b[0])
+            total += low[1] + (high[1] - low[1]) * (count / 10 - low[0]) / (high[0] - low[0])
+        return total
+
+    every = [(a, b, 15 - a - b) for a in range(10) for b in range(10) if 0 <= 15 - a - b <= 9]
+    budget = budget_of(
+        0.5, lambda t: torch.ones(t.shape), curves=curves, targets=targets, allocation="sensitivity", ceiling=0.9
+    )
+    assert sum(budget.counts) == 15 and cost(budget.counts) == pytest.approx(min(cost(counts) for counts in every))
+
+
+def test_sensitivity_is_not_paid_for_noise():
+    """A loss that falls by chance at one level is no reason to go there, and a dip is bridged."""
+    targets = [target("a", 1, 10), target("b", 1, 10)]
+    curves = {"a": ((0.3, -0.2), (0.6, -0.1), (0.9, 0.9)), "b": ((0.3, 0.5), (0.6, 0.2), (0.9, 0.6))}
+    options = dict(curves=curves, targets=targets, allocation="sensitivity", ceiling=0.9)
+    assert list(budget_of(0.3, lambda t: torch.ones(t.shape), **options).counts) == [6, 0]
+    assert list(budget_of(0.6, lambda t: torch.ones(t.shape), **options).counts) == [6, 6]
+
+
 def test_fixed_components_rise_with_the_schedule():
     config = PruningConfig(sparsity=0.5, component_sparsity={"out_proj": 0.98, "in_proj": 0.0}, steps=5)
-    budgets = [allocate(TARGETS, score_of, config, sparsity) for sparsity in (0.0, 0.1, 0.25, 0.5)]
+    budgets = [allocate(TARGETS, score_of, config, sparsity, CURVES) for sparsity in (0.0, 0.1, 0.25, 0.5)]
     assert [budget.total for budget in budgets] == [round(s * SIZE) for s in (0.0, 0.1, 0.25, 0.5)]
     assert [by_component(budget)["out_proj"] for budget in budgets] == [0, round(128 * 0.196), round(128 * 0.49), 125]
     assert all(by_component(budget)["in_proj"] == 0 for budget in budgets)

@@ -27,6 +27,8 @@ def test_curves_of_every_component_part_and_block(case, tokenizer):
     wanted = {"in_proj", "in_proj.x", "out_proj", "conv1d", "D", "embeddings", "A_log"}
     assert wanted <= set(names) and len(names) == len(set(names))
     assert [curve.name for curve in found.blocks] == ["block 0", "block 1"]
+    assert [case.level for case in found.together] == [0.0, 0.0, 0.5] and found.together[0].rise == 0
+    assert found.together[0].decays == found.together[1].decays != found.together[2].decays
     for curve in (*found.components, *found.blocks):
         assert curve.rises[0] == 0 and math.isfinite(curve.rises[1])
     changed = [curve.name for curve in found.components if curve.rises[1] != 0]

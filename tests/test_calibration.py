@@ -66,6 +66,18 @@ def test_input_squares_are_those_of_a_naive_reference(model, batch_size):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_input_products_hold_the_squares_on_their_diagonal(model, batch_size):
+    targets = find_targets(model)
+    found = calibrate(model, targets, SEQUENCES, frozenset({Need.INPUT_PRODUCT, Need.INPUT_SQUARE}), batch_size)
+    for target in targets:
+        product = found[target.name].sums[Need.INPUT_PRODUCT]
+        squares = found[target.name].sums[Need.INPUT_SQUARE]
+        assert product.shape == (target.shape[1],) * 2 and torch.equal(product, product.T)
+        torch.testing.assert_close(product.diagonal()[None], squares, rtol=1e-4, atol=1e-9)
+        assert torch.linalg.eigvalsh(product).min() > -1e-4 * product.diagonal().max()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
 def test_gradient_sums_are_those_of_single_sequences(model, batch_size):
     targets = find_targets(model, tuple(row.component for row in component_rows(model) if row.kind != "state"))
     found = calibrate(model, targets, SEQUENCES, GRADIENTS, batch_size)
@@ -125,6 +137,11 @@ def test_a_component_without_an_input_is_refused_where_one_is_needed():
     with pytest.raises(ValueError, match="component 'embeddings' has no measurable input: choose a score without"):
         calibrate(model, [target], SEQUENCES, frozenset({Need.INPUT_SQUARE}))
     assert calibrate(model, [target], SEQUENCES, GRADIENTS)
+
+
+def test_products_of_what_is_no_linear_map_are_refused(mamba):
+    with pytest.raises(ValueError, match="component 'conv1d' is not a linear map: choose a score without products"):
+        calibrate(mamba, find_targets(mamba, ("conv1d",)), SEQUENCES, frozenset({Need.INPUT_PRODUCT}))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(mamba):

@@ -17,10 +17,10 @@ NAME = "hf_mamba_prune"
 LAYERS = {
     1: "config schedules report progress",
     2: "architectures",
-    3: "scores masks allocation selection reconstruction distributed calibration native",
+    3: "scores masks slots divisions allocation selection reconstruction distributed calibration native",
     4: """
         pruning evaluation analysis checkpoint runtime heads tasks trainer distillation loading
-        counting environment texts sequences metrics original_layout blocks repair plan
+        counting environment texts sequences metrics original_layout blocks repair plan sensitivity stability
     """,
     5: "figures card hub results job",
     6: "cli options summary demo __main__ __init__",
@@ -32,9 +32,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ONLY_IN = {"accelerate": {"distributed", "trainer"}, "gradio": set(), "typer": {"cli", "options", "summary", "demo"}}
 HEAVY = {"transformers", "datasets", "evaluate", "huggingface_hub"}
 NOT_IN = {name: {"torch", "numpy", "transformers", "datasets", "evaluate"} for name in LAYERS[1].split()}
-NOT_IN |= {
-    name: HEAVY for name in "architectures scores masks allocation selection reconstruction calibration".split()
-}
+NOT_IN |= {name: HEAVY for name in f"architectures {LAYERS[3]}".split() if name not in ("distributed", "native")}
 
 
 def piece(path: Path) -> str:

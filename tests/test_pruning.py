@@ -110,7 +110,7 @@ def check_places(zeros, count, config):
     if config.group is not None:
         kept, of = config.group
         assert (zeros.view(-1, of).sum(1) == of - kept).all()
-    elif config.allocation != "global":
+    elif config.allocation in ("uniform", "per-row"):
         assert abs(count - config.sparsity * zeros.numel()) < 1
         if config.allocation == "per-row":
             rows = zeros.sum(1)

@@ -19,6 +19,7 @@ CASES = {
     "gradient-magnitude": [{}, {"gradient": "signed"}, {"alpha": 0.0}, {"alpha": 0.5}, {"alpha": 2.0}],
     "fisher": [{}],
     "wanda": [{}],
+    "obs": [{}, {"damping": 0.1}],
     "random": [{}, {"seed": 5}],
 }
 CONFIGS = [PruningConfig(score=name, **options) for name, rows in CASES.items() for options in rows]
@@ -29,6 +30,7 @@ WEIGHT = torch.tensor([[1.0, -2.0], [0.0, 4.0]])
 STATISTICS = TargetStatistics(
     {
         Need.INPUT_SQUARE: torch.tensor([[20.0, 45.0]], dtype=torch.float64),
+        Need.INPUT_PRODUCT: torch.tensor([[20.0, 15.0], [15.0, 45.0]], dtype=torch.float64),
         Need.GRADIENT_SUM: torch.tensor([[-2.0, 4.0], [6.0, 0.5]]),
         Need.GRADIENT_ABSOLUTE: torch.tensor([[8.0, 4.0], [6.0, 1.0]]),
         Need.GRADIENT_SQUARE: torch.tensor([[18.0, 8.0], [32.0, 2.0]]),
@@ -73,6 +75,7 @@ def test_scores_say_what_they_need():
         "gradient-magnitude": {Need.GRADIENT_ABSOLUTE},
         "fisher": {Need.GRADIENT_SQUARE},
         "wanda": {Need.INPUT_SQUARE},
+        "obs": {Need.INPUT_PRODUCT},
         "random": frozenset(),
     }
     assert build_score(PruningConfig(score="gradient-magnitude", gradient="signed")).needs == {Need.GRADIENT_SUM}
@@ -108,6 +111,24 @@ def test_fisher_is_the_squared_weight_times_the_mean_squared_gradient():
 
 def test_wanda_is_the_weight_times_the_norm_of_its_input():
     torch.testing.assert_close(score(score="wanda"), torch.tensor([[2.0, 6.0], [0.0, 12.0]]))  # means 4 and 9
+
+
+def test_obs_is_the_error_that_remains_when_the_others_of_the_row_adjust():
+    # H = [[4, 3], [3, 9]]; its inverse has the diagonal 1/3 and 4/27.
+    wanted = torch.tensor([[3.0, 27.0], [0.0, 108.0]]) * 2.0**40
+    torch.testing.assert_close(score(score="obs", damping=0.0), wanted)
+    hessian, row = torch.tensor([[4.0, 3.0], [3.0, 9.0]]), torch.tensor([1.0, -2.0])
+    rest = hessian[0, 1] / hessian[1, 1]  # how far the second weight moves to make up for the first
+    error = torch.tensor([row[0], -rest * row[0]])
+    assert (error @ hessian @ error).item() == pytest.approx(3.0)
+
+
+def test_obs_refuses_dependent_inputs_without_damping():
+    product = torch.tensor([[4.0, 4.0], [4.0, 4.0]], dtype=torch.float64)
+    dependent = TargetStatistics({Need.INPUT_PRODUCT: product}, tokens=2)
+    with pytest.raises(ValueError, match="layer.weight are linearly dependent: raise --damping above 0.0"):
+        score(dependent, score="obs", damping=0.0)
+    assert torch.isfinite(score(dependent, score="obs")).all()
 
 
 def test_wanda_of_a_convolution_and_of_a_factor(mamba):

@@ -9,6 +9,7 @@ from hf_mamba_prune.scores.base import Score
 from hf_mamba_prune.scores.fisher import Fisher
 from hf_mamba_prune.scores.gradient_magnitude import GradientMagnitude
 from hf_mamba_prune.scores.magnitude import Magnitude
+from hf_mamba_prune.scores.obs import Obs
 from hf_mamba_prune.scores.random import Random
 from hf_mamba_prune.scores.wanda import Wanda
 
@@ -19,6 +20,7 @@ SCORES: dict[str, Callable[[PruningConfig], Score]] = {
     "gradient-magnitude": lambda config: GradientMagnitude(config.alpha, config.gradient),
     "fisher": lambda config: Fisher(),
     "wanda": lambda config: Wanda(),
+    "obs": lambda config: Obs(config.damping),
     "random": lambda config: Random(config.seed),
 }
 
