@@ -14,6 +14,7 @@ from hf_mamba_prune.pruning import Origin, prune
 from hf_mamba_prune.report import PruningReport
 from hf_mamba_prune.scores import SCORES, Score
 from hf_mamba_prune.texts import TextSource, read_text
+from hf_mamba_prune.trainer import PruningCallback, PruningTrainer
 
 __all__ = [
     "ARCHITECTURES",
@@ -23,9 +24,11 @@ __all__ = [
     "EvaluationChoice",
     "ModelChoice",
     "Origin",
+    "PruningCallback",
     "PruningConfig",
     "PruningJob",
     "PruningReport",
+    "PruningTrainer",
     "Score",
     "Target",
     "TextSource",

@@ -17,6 +17,9 @@ CONFIG_NAME = "pruning_config.json"
 SCORE_NAMES = ("magnitude", "gradient-magnitude", "fisher", "wanda", "obs", "random")
 ALLOCATION_NAMES = ("uniform", "per-row", "global", "owl", "sensitivity")
 GRADIENT_NAMES = ("absolute", "signed")
+MEASURE_NAMES = ("training", "calibration")
+
+_TRAINING = ("start", "end", "decay", "regrow", "ce_weight", "kl_weight", "hidden_weight", "temperature")
 
 
 def closest(kind: str, given: str, known: tuple[str, ...]) -> str:
@@ -50,6 +53,14 @@ class PruningConfig:
         calibration_samples: number of calibration sequences, at least 1.
         calibration_length: tokens per calibration sequence, at least 2.
         batch_size: sequences per forward pass of the calibration; changes speed and memory, never the result.
+        start, end: in training, the shares of the run between which the sparsity rises, 0 <= start < end <= 1.
+        measure: in training, where scores come from: `"training"`, a decayed average of the training gradients (the
+            paper's), or `"calibration"`, a pass over calibration sequences at each pruning step.
+        decay: of that average, per optimizer step, 0 <= decay < 1.
+        regrow: in training, share of the kept weights that each pruning step but the last exchanges for masked ones
+            with a large gradient, 0 <= regrow < 1.
+        ce_weight, kl_weight, hidden_weight: weights of a distillation's parts, see `distillation.distill`.
+        temperature: of its Kullback-Leibler divergence, above 0.
         seed: seed of every random choice (calibration windows, ties, `random` scores).
 
     Raises:
@@ -72,6 +83,15 @@ class PruningConfig:
     calibration_samples: int = 128
     calibration_length: int = 512
     batch_size: int = 4
+    start: float = 0.0
+    end: float = 0.5
+    measure: str = "training"
+    decay: float = 0.95
+    regrow: float = 0.0
+    ce_weight: float = 0.0
+    kl_weight: float = 1.0
+    hidden_weight: float = 0.0
+    temperature: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -113,6 +133,7 @@ class PruningConfig:
             ("schedule", self.schedule, tuple(SCHEDULES)),
             ("allocation", self.allocation or "global", ALLOCATION_NAMES),
             ("gradient", self.gradient, GRADIENT_NAMES),
+            ("measure", self.measure, MEASURE_NAMES),
         )
         for kind, given, known in choices:
             if given not in known:
@@ -122,7 +143,8 @@ class PruningConfig:
         """What JSON can hold wrongly."""
         number, whole = (int, float), int
         kinds: dict[str, type | tuple[type, ...]] = dict.fromkeys(("pattern", "score", "schedule", "gradient"), str)
-        kinds |= {"alpha": number, "damping": number, "seed": whole, "reconstruct": bool}
+        kinds |= dict.fromkeys(("alpha", "damping", *_TRAINING), number) | {"seed": whole, "reconstruct": bool}
+        kinds |= {"measure": str}
         kinds |= {"components": (list, tuple), "component_sparsity": Mapping}
         kinds |= {} if self.ceiling is None else {"ceiling": number}
         for name, kind in kinds.items():
@@ -143,12 +165,25 @@ class PruningConfig:
             raise ValueError(f"alpha is {self.alpha}; expected a finite number, 0 or more.")
         if not (math.isfinite(self.damping) and self.damping >= 0):
             raise ValueError(f"damping is {self.damping}; expected a finite number, 0 or more.")
+        self._check_training()
         for name, low in (("steps", 1), ("calibration_samples", 1), ("calibration_length", 2), ("batch_size", 1)):
             value = getattr(self, name)
             if value is None and name == "steps":
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise ValueError(f"{name} is {value}; expected a whole number of at least {low}.")
+
+    def _check_training(self) -> None:
+        if not 0 <= self.start < self.end <= 1:
+            raise ValueError(f"start is {self.start} and end is {self.end}; expected 0 <= start < end <= 1.")
+        for name in ("decay", "regrow"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a number from 0 up to, not including, 1.")
+        weights = self.ce_weight, self.kl_weight, self.hidden_weight
+        if not (all(math.isfinite(weight) and weight >= 0 for weight in weights) and sum(weights) > 0):
+            raise ValueError(f"ce_weight, kl_weight, hidden_weight are {weights}; expected numbers >= 0, one above 0.")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(f"temperature is {self.temperature}; expected a finite number above 0.")
 
     def to_dict(self) -> dict:
         """Plain JSON values; `from_dict` gives an equal config back."""

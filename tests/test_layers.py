@@ -20,7 +20,7 @@ LAYERS = {
     3: "scores masks slots divisions allocation selection reconstruction distributed calibration native",
     4: """
         pruning evaluation analysis checkpoint runtime heads tasks trainer distillation loading
-        counting environment texts sequences metrics original_layout blocks repair plan sensitivity stability
+        counting environment texts sequences metrics original_layout blocks repair plan sensitivity stability gradual
     """,
     5: "figures card hub results job",
     6: "cli options summary demo __main__ __init__",

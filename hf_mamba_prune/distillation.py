@@ -1,0 +1,79 @@
+"""Learn from the dense model: cross-entropy, Kullback-Leibler divergence and SquareHead (arXiv 2310.06927), summed."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from hf_mamba_prune.config import PruningConfig
+
+_ROWS = 512
+"""Tokens whose logits are compared at a time: the divergence holds several copies of them."""
+
+
+def distill(
+    loss: torch.Tensor | None,
+    student: tuple[torch.Tensor, tuple[torch.Tensor, ...]],
+    teacher: tuple[torch.Tensor, tuple[torch.Tensor, ...]],
+    labels: torch.Tensor,
+    config: PruningConfig,
+    count: torch.Tensor | int | None = None,
+) -> torch.Tensor:
+    """ce_weight * cross-entropy + kl_weight * T^2 KL(teacher || student) + hidden_weight * SquareHead.
+
+    Args:
+        loss: the cross-entropy, a scalar; None when its weight is 0.
+        student, teacher: logits (b, l, vocabulary) and hidden states (b, l, d_model) of every block.
+        labels: (b, l), -100 where a token does not count; a token is predicted by the position before it.
+        config: weights and temperature.
+        count: what the summed divergence is divided by; None: the number of labels of this batch. With gradient
+            accumulation it is the count of all its batches.
+
+    Returns:
+        A scalar with gradients to the student only.
+    """
+    counts = labels[:, 1:].ne(-100)
+    count = counts.sum().clamp_min(1) if count is None else count
+    total = student[0].new_zeros((), dtype=torch.float32)
+    if config.ce_weight and loss is not None:
+        total = total + config.ce_weight * loss
+    if config.kl_weight:
+        rows = student[0][:, :-1][counts], teacher[0][:, :-1][counts]
+        total = total + config.kl_weight * divergence(*rows, config.temperature) / count
+    if config.hidden_weight:
+        share = counts.sum() / count
+        total = total + config.hidden_weight * share * square_head(student[1], teacher[1], labels)
+    return total
+
+
+def divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)), summed over rows, in nats.
+
+    Args:
+        student, teacher: (rows, vocabulary), any floating dtype; the arithmetic is float32.
+        temperature: above 0.
+    """
+    total = student.new_zeros((), dtype=torch.float32)
+    for own, wanted in zip(student.split(_ROWS), teacher.detach().split(_ROWS), strict=True):
+        own = F.log_softmax(own.float() / temperature, dim=-1)
+        wanted = F.log_softmax(wanted.float() / temperature, dim=-1)
+        total = total + F.kl_div(own, wanted, reduction="sum", log_target=True)
+    return total * temperature**2
+
+
+def square_head(
+    student: tuple[torch.Tensor, ...], teacher: tuple[torch.Tensor, ...], labels: torch.Tensor
+) -> torch.Tensor:
+    """Squared difference of the hidden states over the squared teacher's, mean over blocks.
+
+    Args:
+        student, teacher: hidden states (b, l, d_model), one for each block.
+        labels: (b, l); positions that are -100 do not count.
+    """
+    seen = labels.ne(-100)[..., None]
+    ratios = []
+    for own, wanted in zip(student, teacher, strict=True):
+        wanted = wanted.detach().float()
+        difference = ((own.float() - wanted) * seen).square().sum()
+        ratios.append(difference / (wanted * seen).square().sum().clamp_min(1e-12))
+    return torch.stack(ratios).mean()

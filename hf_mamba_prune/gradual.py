@@ -1,0 +1,228 @@
+"""Masks of a model in training: the sparsity rises by a schedule, and what is zero stays zero."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from hf_mamba_prune.architectures import find_targets
+from hf_mamba_prune.calibration import GRADIENT_TERMS, Need, Statistics, TargetStatistics, calibrate, check_inputs
+from hf_mamba_prune.config import PruningConfig
+from hf_mamba_prune.pruning import plan_masks
+from hf_mamba_prune.schedules import sparsity_at
+from hf_mamba_prune.scores import build_score
+from hf_mamba_prune.selection import Keeper, lowest
+
+STATE_NAME = "pruning_state.safetensors"
+
+
+class GradualPruner:
+    """Keeps the masks outside the model, averages gradients, and prunes when the schedule says so.
+
+    Zeros that the model has at the start are masked from the start: a pruned model is trained with its masks kept.
+
+    Args:
+        model: a transformers model of a supported type, not wrapped.
+        config: how to prune; `start`, `end`, `steps` and `schedule` say when.
+        calibration: token ids (samples, l); for scores that are not measured on training gradients.
+
+    Raises:
+        ValueError: the config does not fit the model or the training.
+    """
+
+    def __init__(self, model: nn.Module, config: PruningConfig, calibration: torch.Tensor | None = None) -> None:
+        self.model, self.config = model, config
+        self._targets = find_targets(model, config.components)
+        self._score = build_score(config)
+        self._calibration = calibration
+        check_inputs(self._targets, self._score.needs)
+        if config.allocation == "sensitivity":
+            raise ValueError("allocation 'sensitivity' needs a dense model at rest: choose another one for training.")
+        gradients = self._score.needs <= GRADIENT_TERMS.keys()
+        if config.measure == "training" and not gradients:
+            raise ValueError(f"score {config.score!r} is not made of gradients: use measure='calibration' with it.")
+        if config.measure == "calibration" and self._score.needs and calibration is None:
+            raise ValueError("measure='calibration' needs calibration sequences.")
+        self._dropped = {target.name: target.weight(model) == 0 for target in self._targets}
+        self._averages: dict[Need, dict[str, torch.Tensor]] = {}
+        self._start_sparsity = self.sparsity()
+        self._events: dict[int, float] = {}
+        self.churn = 0.0
+
+    def plan(self, total_steps: int) -> dict[int, float]:
+        """Fix the optimizer steps after which it prunes, and the sparsity of each.
+
+        Raises:
+            ValueError: fewer steps in training than pruning steps.
+        """
+        config = self.config
+        first, last = config.start * total_steps, config.end * total_steps
+        if last - first < config.steps:
+            raise ValueError(
+                f"{config.steps} pruning steps do not fit between {config.start:.0%} and {config.end:.0%} of "
+                f"{total_steps} training steps: train longer, or lower steps."
+            )
+        start = min(self._start_sparsity, config.sparsity)
+        for step in range(1, config.steps + 1):
+            progress = step / config.steps
+            self._events[round(first + (last - first) * progress)] = sparsity_at(
+                config.schedule, progress, config.sparsity, start
+            )
+        return dict(self._events)
+
+    def finished(self, step: int) -> bool:
+        """Whether the final sparsity is reached after this many optimizer steps."""
+        return step >= max(self._events, default=0)
+
+    @torch.no_grad()
+    def observe(self, step: int, scale: float = 1.0) -> None:
+        """Take the gradients of a whole optimizer step, dense, into the averages; then mask them.
+
+        Args:
+            step: optimizer steps made before this one.
+            scale: what the gradients were multiplied with against underflow.
+
+        Raises:
+            RuntimeError: a weight that may be pruned has no gradient.
+        """
+        needs = set(self._score.needs) if self.config.measure == "training" else set()
+        if self.config.regrow:
+            needs.add(Need.GRADIENT_ABSOLUTE)
+        averaging = not self.finished(step)
+        for target in self._targets:
+            gradient = self.model.get_parameter(target.name).grad
+            if gradient is None:
+                raise RuntimeError(f"{target.name} has no gradient: is it frozen? Prune what is trained only.")
+            own = gradient.view(target.shape)
+            for need in needs if averaging else ():
+                term = GRADIENT_TERMS[need](own.float() / scale)
+                average = self._averages.setdefault(need, {})
+                if target.name in average:
+                    average[target.name].lerp_(term, 1 - self.config.decay)
+                else:
+                    average[target.name] = term.clone()
+            own.masked_fill_(self._dropped[target.name], 0)
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Set what is masked to zero again, after the optimizer moved it."""
+        for target in self._targets:
+            target.weight(self.model).masked_fill_(self._dropped[target.name], 0)
+
+    @torch.no_grad()
+    def rise(self, step: int) -> bool:
+        """Prune, if the schedule has a pruning step after this many optimizer steps; says whether it did."""
+        sparsity = self._events.get(step)
+        if sparsity is None:
+            return False
+        statistics = self._statistics()
+        _, mask_of = plan_masks(self.model, self._targets, self._score, statistics, self.config, sparsity)
+        changed = 0
+        for target in self._targets:
+            drop = ~mask_of(target)
+            if self.config.regrow and not self.finished(step):
+                drop = self._regrown(target, drop)
+            changed += int((drop != self._dropped[target.name]).sum())
+            self._dropped[target.name] = drop
+        self.churn = changed / sum(target.size for target in self._targets)
+        if self.finished(step):
+            self._averages.clear()
+        self.apply()
+        return True
+
+    def _statistics(self) -> Statistics:
+        if not self._score.needs:
+            return {}
+        if self.config.measure == "calibration":
+            with torch.enable_grad():
+                return calibrate(
+                    self.model, self._targets, self._calibration, self._score.needs, self.config.batch_size
+                )
+        statistics = {}
+        for target in self._targets:
+            sums = {need: self._averages[need][target.name] for need in self._score.needs}
+            statistics[target.name] = TargetStatistics(sums, sequences=1)
+        return statistics
+
+    def _regrown(self, target, drop: torch.Tensor) -> torch.Tensor:
+        """Exchange a share of the kept weights, the smallest, for as many masked ones with the largest gradients."""
+        count = min(round(self.config.regrow * int((~drop).sum())), int(drop.sum()))
+        if count == 0:
+            return drop
+        gradient = self._averages[Need.GRADIENT_ABSOLUTE][target.name]
+        weight = target.weight(self.model)
+        name, seed = target.name, self.config.seed
+        weakest = _lowest(torch.where(drop, torch.inf, weight.abs().float()), count, name, seed)
+        size = gradient.numel() - count
+        strongest = ~_lowest(torch.where(drop, gradient, -1.0).clamp_min(-1.0) + 1.0, size, name, seed)
+        return (drop | weakest) & ~strongest
+
+    def sparsity(self) -> float:
+        """Share of the prunable weights that is masked, 0 to 1."""
+        return self._share(self._targets)
+
+    def component_sparsities(self) -> dict[str, float]:
+        """The same for each component."""
+        names = dict.fromkeys(target.component for target in self._targets)
+        return {name: self._share([t for t in self._targets if t.component == name]) for name in names}
+
+    def _share(self, targets) -> float:
+        return sum(int(self._dropped[t.name].sum()) for t in targets) / sum(t.size for t in targets)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Masks, eight to a byte, and averages: everything that a run needs to go on."""
+        tensors = {}
+        for name, drop in self._dropped.items():
+            bits = np.packbits(drop.flatten().cpu().numpy())
+            tensors[f"mask.{name}"] = torch.from_numpy(bits)
+        for need, averages in self._averages.items():
+            for name, average in averages.items():
+                tensors[f"average.{need.name}.{name}"] = average
+        tensors["start_sparsity"] = torch.tensor(self._start_sparsity, dtype=torch.float64)
+        tensors["churn"] = torch.tensor(self.churn, dtype=torch.float64)
+        return tensors
+
+    def load_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """The inverse of `state`.
+
+        Raises:
+            ValueError: the state is of another model.
+        """
+        for target in self._targets:
+            packed = tensors.get(f"mask.{target.name}")
+            if packed is None or packed.numel() != (target.size + 7) // 8:
+                raise ValueError(f"the pruning state holds no mask that fits {target.name}: it is of another model.")
+            bits = np.unpackbits(packed.cpu().numpy(), count=target.size).astype(bool)
+            device = target.weight(self.model).device
+            self._dropped[target.name] = torch.from_numpy(bits).view(target.shape).to(device)
+        self._averages = {}
+        for key, value in tensors.items():
+            if key.startswith("average."):
+                _, need, name = key.split(".", 2)
+                device = self.model.get_parameter(name).device
+                self._averages.setdefault(Need[need], {})[name] = value.to(device)
+        self._start_sparsity = float(tensors["start_sparsity"])
+        self.churn = float(tensors["churn"])
+
+    def save(self, folder: Path) -> None:
+        """Write `pruning_state.safetensors` into an existing folder."""
+        save_file({name: tensor.contiguous() for name, tensor in self.state().items()}, folder / STATE_NAME)
+
+    def load(self, folder: Path) -> None:
+        """Read it again.
+
+        Raises:
+            ValueError: see `load_state`.
+        """
+        self.load_state(load_file(folder / STATE_NAME))
+
+
+def _lowest(scores: torch.Tensor, count: int, name: str, seed: int) -> torch.Tensor:
+    """True at the `count` lowest scores; they must not be negative."""
+    finite = scores.clamp_max(torch.finfo(torch.float32).max).float()
+    return ~Keeper(lowest(lambda: [(name, finite)], count, finite.numel(), seed)).keep(name, finite)

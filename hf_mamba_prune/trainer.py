@@ -1,0 +1,201 @@
+"""`PruningTrainer`: a transformers `Trainer` whose model becomes sparse while it trains, and stays it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from hf_mamba_prune.config import PruningConfig
+from hf_mamba_prune.distillation import distill
+from hf_mamba_prune.gradual import STATE_NAME, GradualPruner
+from hf_mamba_prune.native import use_native
+
+
+class PruningCallback(TrainerCallback):
+    """Pruning for a trainer whose class you cannot change, TRL's `SFTTrainer` for example.
+
+    It masks gradients after they were clipped, so a clipped norm still counts those of masked weights, and a resumed
+    run starts its gradient averages anew; `PruningTrainer` has neither limit. One process, or DDP.
+
+    Args:
+        config: how to prune.
+        calibration: token ids (samples, l), for `measure="calibration"`.
+    """
+
+    def __init__(self, config: PruningConfig, calibration: torch.Tensor | None = None) -> None:
+        self._config, self._calibration = config, calibration
+        self.pruner: GradualPruner | None = None
+        self.sees_gradients = True
+
+    def attach(self, model: nn.Module) -> GradualPruner:
+        """Make the masks of a model, once."""
+        if self.pruner is None:
+            self.pruner = GradualPruner(model, self._config, self._calibration)
+        return self.pruner
+
+    def hold(self, optimizer: torch.optim.Optimizer) -> None:
+        """Zeros are zero again after each step of this optimizer, wrapped or not."""
+        inner = getattr(optimizer, "optimizer", optimizer)
+        inner.register_step_post_hook(lambda *_: self.pruner.apply())
+
+    def on_train_begin(self, args, state, control, model=None, optimizer=None, **rest) -> None:
+        if self.pruner is None:
+            self.attach(getattr(model, "module", model))
+            self.hold(optimizer)
+        self.pruner.plan(state.max_steps)
+
+    def on_pre_optimizer_step(self, args, state, control, **rest) -> None:
+        if self.sees_gradients:
+            self.pruner.observe(state.global_step)
+
+    def on_step_end(self, args, state, control, **rest) -> None:
+        self.pruner.rise(state.global_step)
+
+    def on_log(self, args, state, control, logs: dict[str, Any] | None = None, **rest) -> None:
+        if logs is not None and "loss" in logs:
+            logs |= self.metrics()
+            state.log_history[-1] |= self.metrics()
+
+    def metrics(self) -> dict[str, float]:
+        """Sparsity of the prunable weights and of each component, and the share of the masks that changed last."""
+        shares = {f"sparsity_{name}": share for name, share in self.pruner.component_sparsities().items()}
+        return {"sparsity": self.pruner.sparsity(), "mask_churn": self.pruner.churn} | shares
+
+
+class PruningTrainer(Trainer):
+    """A drop-in for `Trainer` that prunes by a schedule and keeps zeros zero.
+
+    A model that is sparse already is trained with its masks kept. With a teacher the loss is that of
+    `distillation.distill`. On a CPU the native kernels run the model. Works on one device and with DDP.
+
+    Args:
+        *args, **kwargs: those of `transformers.Trainer`.
+        pruning_config: how to prune; `PruningConfig.from_pretrained` for a model that was pruned before.
+        teacher: the dense model, in its own dtype; moved to the device of the training.
+        calibration: token ids (samples, l), for `measure="calibration"`.
+
+    Raises:
+        ValueError: the config does not fit the model, or the way of training on many devices is not supported.
+    """
+
+    def __init__(
+        self,
+        *args,
+        pruning_config: PruningConfig,
+        teacher: nn.Module | None = None,
+        calibration: torch.Tensor | None = None,
+        **kwargs,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        _check_strategy(self)
+        self.pruning_config = pruning_config
+        self._pruning = PruningCallback(pruning_config, calibration)
+        self._pruning.sees_gradients = False
+        self._pruning.attach(self.model)
+        # Before the callbacks that report, so that they see the sparsity in the logs.
+        self.callback_handler.callbacks.insert(0, self._pruning)
+        self.teacher = teacher
+        if teacher is not None:
+            teacher.requires_grad_(False).eval().to(self.args.device)
+            self.loss_is_scaled_for_ga = None
+
+    @property
+    def pruner(self) -> GradualPruner:
+        """Masks and schedule."""
+        return self._pruning.pruner
+
+    def train(self, *args, **kwargs):
+        """`Trainer.train`, on the native kernels where the model is on a CPU."""
+        with use_native(self.model):
+            return super().train(*args, **kwargs)
+
+    def evaluate(self, *args, **kwargs):
+        """`Trainer.evaluate`, on the native kernels where the model is on a CPU."""
+        with use_native(self.model):
+            return super().evaluate(*args, **kwargs)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """`Trainer.create_optimizer`; the masks hold after each of its steps."""
+        made = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if made:
+            self._pruning.hold(optimizer)
+        return optimizer
+
+    def training_step(
+        self, model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """`Trainer.training_step`; the gradients of a whole step are averaged and masked before they are clipped."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            scaler = self.accelerator.scaler
+            scale = 1.0 if scaler is None or not scaler.is_enabled() else scaler.get_scale()
+            self.pruner.observe(self.state.global_step, scale)
+        return loss
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ):
+        """`Trainer.compute_loss`, or in training with a teacher the loss of `distillation.distill`."""
+        if self.teacher is None or not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        hidden = bool(self.pruning_config.hidden_weight)
+        inputs = {**inputs, "output_hidden_states": hidden}
+        with torch.no_grad():
+            taught = self.teacher(**{name: value for name, value in inputs.items() if name != "labels"})
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        count = None
+        if num_items_in_batch is not None and self.model_accepts_loss_kwargs:
+            scale = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+            count = num_items_in_batch / scale
+        states = [tuple(out.hidden_states[1:]) if hidden else () for out in (outputs, taught)]
+        loss = distill(
+            loss, (outputs.logits, states[0]), (taught.logits, states[1]), inputs["labels"], self.pruning_config, count
+        )
+        return (loss, outputs) if return_outputs else loss
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        self.pruning_config.save_pretrained(output_dir or self.args.output_dir)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            self.pruner.save(Path(output_dir))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and (Path(checkpoint) / STATE_NAME).is_file():
+            self.pruner.load(Path(checkpoint))
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Only models of the final sparsity may be the best one."""
+        return self.pruner.finished(self.state.global_step) and super()._determine_best_metric(metrics, trial)
+
+
+def _check_strategy(trainer: Trainer) -> None:
+    """Refuse what would break the masks.
+
+    Raises:
+        ValueError: says what to use instead.
+    """
+    args: TrainingArguments = trainer.args
+    kind = trainer.accelerator.distributed_type
+    if args.n_gpu > 1:
+        raise ValueError(
+            "nn.DataParallel copies the model at each step: start with `accelerate launch` (DDP) instead."
+        )
+    if kind == DistributedType.DEEPSPEED:
+        raise ValueError("DeepSpeed keeps weights of its own beside the model's: use DDP through `accelerate launch`.")
+    if kind == DistributedType.FSDP:
+        raise ValueError("sharded training (FSDP) is not supported yet: use DDP through `accelerate launch`.")

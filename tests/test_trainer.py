@@ -1,0 +1,261 @@
+"""A model becomes sparse while it trains: exactly, in memory and on disk, resumed or not, whatever the trainer."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from conftest import VOCABULARY, build_model
+from datasets import Dataset
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
+from hf_mamba_prune import PruningCallback, PruningConfig, PruningTrainer, find_targets
+from hf_mamba_prune.distillation import divergence
+from hf_mamba_prune.gradual import STATE_NAME, GradualPruner
+from hf_mamba_prune.loading import weights_sha256
+
+TOKENS = torch.randint(VOCABULARY, (40, 12), generator=torch.Generator().manual_seed(8))
+DATA = Dataset.from_dict({"input_ids": TOKENS.tolist(), "labels": TOKENS.tolist()})
+SPARSITY = 0.6
+
+
+def arguments(folder, **options):
+    values = dict(
+        per_device_train_batch_size=2, max_steps=8, learning_rate=1e-2, logging_steps=1, save_strategy="no",
+        report_to="none", use_cpu=True, disable_tqdm=True, weight_decay=0.1,
+    )  # fmt: skip
+    return TrainingArguments(output_dir=str(folder), **values | options)
+
+
+def config(**options):
+    return PruningConfig(**dict(sparsity=SPARSITY, score="gradient-magnitude", steps=3, end=0.7) | options)
+
+
+def zeros_of(model):
+    return {t.name: t.weight(model) == 0 for t in find_targets(model)}
+
+
+def share_of(zeros):
+    return sum(int(z.sum()) for z in zeros.values()), sum(z.numel() for z in zeros.values())
+
+
+class Watch(TrainerCallback):
+    """Counts the zeros of the model at the end of every step, and what gradients masked weights still have."""
+
+    def __init__(self, trainer=None):
+        self.trainer, self.zeros = trainer, []
+
+    def on_step_end(self, args, state, control, model=None, **rest):
+        self.zeros.append(zeros_of(model))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("score", ["gradient-magnitude", "fisher", "magnitude"])
+def test_sparsity_is_exact_at_every_step_and_zeros_stay(case, tmp_path, score, accumulate):
+    model = build_model(case)
+    watch = Watch()
+    trainer = PruningTrainer(
+        model, arguments(tmp_path, gradient_accumulation_steps=accumulate), train_dataset=DATA,
+        pruning_config=config(score=score), callbacks=[watch],
+    )  # fmt: skip
+    trainer.train()
+    total = share_of(watch.zeros[0])[1]
+    wanted = [0.0] * 8
+    for step, sparsity in trainer.pruner.plan(8).items():
+        wanted[step - 1 :] = [sparsity] * (9 - step)
+    assert [share_of(zeros)[0] for zeros in watch.zeros] == [round(s * total) for s in wanted]
+    for before, after in zip(watch.zeros, watch.zeros[1:], strict=False):
+        assert all((after[name] | ~before[name]).all() for name in before)
+    logged = [entry["sparsity"] for entry in trainer.state.log_history if "loss" in entry]
+    assert logged == pytest.approx([round(s * total) / total for s in wanted])
+    assert wanted[-1] == SPARSITY
+
+
+def test_a_checkpoint_is_an_ordinary_one(mamba, tmp_path):
+    trainer = PruningTrainer(
+        mamba, arguments(tmp_path, save_strategy="steps", save_steps=4), train_dataset=DATA, pruning_config=config()
+    )
+    trainer.train()
+    trainer.save_model(tmp_path / "final")
+    names = set(load_file(tmp_path / "final" / "model.safetensors"))
+    assert names <= set(mamba.state_dict())
+    loaded, info = AutoModelForCausalLM.from_pretrained(tmp_path / "final", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert weights_sha256(loaded) == weights_sha256(mamba)
+    zeros, total = share_of(zeros_of(loaded))
+    assert zeros == round(SPARSITY * total)
+    assert PruningConfig.from_pretrained(tmp_path / "final") == trainer.pruning_config
+    assert (tmp_path / "checkpoint-4" / STATE_NAME).is_file()
+    history = json.loads((tmp_path / "checkpoint-8" / "trainer_state.json").read_text())["log_history"]
+    assert history[-1]["sparsity"] == pytest.approx(SPARSITY, abs=1e-3) and "sparsity_in_proj" in history[-1]
+
+
+@pytest.mark.parametrize("at", [2, 5])
+def test_a_resumed_run_ends_with_the_same_bytes(tmp_path, at):
+    def trainer(folder):
+        args = arguments(folder, save_strategy="steps", save_steps=1, seed=3)
+        return PruningTrainer(build_model("mamba"), args, train_dataset=DATA, pruning_config=config(regrow=0.1))
+
+    whole = trainer(tmp_path / "whole")
+    whole.train()
+    again = trainer(tmp_path / "again")
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{at}"))
+    assert weights_sha256(again.model) == weights_sha256(whole.model)
+    losses = [[e["loss"] for e in t.state.log_history if "loss" in e] for t in (whole, again)]
+    assert losses[0] == losses[1]
+
+
+def test_a_pruned_model_keeps_its_masks(mamba, tmp_path):
+    for target in find_targets(mamba):
+        target.weight(mamba)[:, ::2] = 0
+    before = zeros_of(mamba)
+    zeros, total = share_of(before)
+    PruningTrainer(
+        mamba, arguments(tmp_path), train_dataset=DATA, pruning_config=config(sparsity=zeros / total)
+    ).train()
+    assert all(torch.equal(before[name], zeros) for name, zeros in zeros_of(mamba).items())
+
+
+def test_masked_gradients_are_gone_before_clipping(mamba, tmp_path):
+    """The clipped norm is that of the weights that live: a norm of masked ones would shrink every step."""
+    for target in find_targets(mamba):
+        target.weight(mamba)[:, ::2] = 0
+    zeros, total = share_of(zeros_of(mamba))
+    seen = []
+
+    class Norm(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **rest):
+            seen.append([int((t.weight(model) == 0).sum()) for t in find_targets(model)])
+            for target in find_targets(model):
+                gradient = model.get_parameter(target.name).grad.view(target.shape)
+                assert (gradient[:, ::2] == 0).all() and gradient[:, 1::2].abs().sum() > 0
+
+    PruningTrainer(
+        mamba, arguments(tmp_path, max_grad_norm=0.5), train_dataset=DATA,
+        pruning_config=config(sparsity=zeros / total), callbacks=[Norm()],
+    ).train()  # fmt: skip
+    assert len(seen) == 8
+
+
+def test_an_overridden_loss_keeps_the_sparsity(mamba, tmp_path):
+    class Doubled(PruningTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            outputs = model(**inputs)
+            return (2 * outputs.loss, outputs) if return_outputs else 2 * outputs.loss
+
+    Doubled(mamba, arguments(tmp_path), train_dataset=DATA, pruning_config=config()).train()
+    zeros, total = share_of(zeros_of(mamba))
+    assert zeros == round(SPARSITY * total)
+
+
+def test_the_callback_prunes_under_a_stock_trainer(mamba, tmp_path):
+    callback = PruningCallback(config())
+    trainer = Trainer(mamba, arguments(tmp_path), train_dataset=DATA, callbacks=[callback])
+    trainer.train()
+    zeros, total = share_of(zeros_of(mamba))
+    assert zeros == round(SPARSITY * total)
+    assert trainer.state.log_history[-2]["sparsity"] == pytest.approx(SPARSITY, abs=1e-3)
+
+
+def test_distillation_learns_the_teacher_and_not_the_labels(tmp_path):
+    teacher = build_model("mamba")
+    frozen = weights_sha256(teacher)
+    distances = []
+    for steps, weights in ((1, {}), (60, {}), (60, {"kl_weight": 0.0, "ce_weight": 1.0})):
+        student = build_model("mamba")
+        for target in find_targets(student):
+            target.weight(student)[:, ::4] = 0
+        zeros, total = share_of(zeros_of(student))
+        PruningTrainer(
+            student, arguments(tmp_path, max_steps=steps, learning_rate=5e-3), train_dataset=DATA, teacher=teacher,
+            pruning_config=config(sparsity=zeros / total, steps=1, end=1.0, **weights),
+        ).train()  # fmt: skip
+        assert share_of(zeros_of(student))[0] == zeros
+        with torch.no_grad():
+            distances.append(divergence(student(TOKENS).logits[0], teacher(TOKENS).logits[0]).item())
+    assert distances[1] < 0.7 * distances[0] < 0.7 * distances[2] and weights_sha256(teacher) == frozen
+
+
+def test_accumulated_batches_give_the_loss_of_one(tmp_path):
+    """A step of four sequences is the same step in one batch or in four, with a teacher too."""
+    hashes = []
+    for size, accumulate in ((4, 1), (1, 4)):
+        student, teacher = build_model("mamba"), build_model("mamba")
+        for target in find_targets(student):
+            target.weight(student)[:, ::3] = 0
+        args = arguments(
+            tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=accumulate, max_steps=2,
+            learning_rate=1e-3, optim="sgd",
+        )  # fmt: skip
+        share = share_of(zeros_of(student))
+        pruning = config(sparsity=share[0] / share[1], ce_weight=0.5, steps=1)
+        PruningTrainer(student, args, train_dataset=DATA, teacher=teacher, pruning_config=pruning).train()
+        hashes.append(torch.cat([p.detach().flatten() for p in student.parameters()]))
+    torch.testing.assert_close(hashes[0], hashes[1], rtol=1e-4, atol=1e-6)
+
+
+def test_only_a_model_of_the_final_sparsity_can_be_the_best(mamba, tmp_path):
+    args = arguments(
+        tmp_path, eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1, learning_rate=0.5,
+        load_best_model_at_end=True, metric_for_best_model="eval_loss",
+    )  # fmt: skip
+    trainer = PruningTrainer(
+        mamba, args, train_dataset=DATA, eval_dataset=DATA.select(range(4)), pruning_config=config()
+    )
+    trainer.train()
+    assert trainer.state.best_global_step >= max(trainer.pruner.plan(8))
+    zeros, total = share_of(zeros_of(mamba))
+    assert zeros == round(SPARSITY * total)
+
+
+def test_scores_from_calibration(mamba, tmp_path):
+    pruning = config(score="wanda", allocation="per-row", measure="calibration")
+    trainer = PruningTrainer(
+        mamba, arguments(tmp_path), train_dataset=DATA, pruning_config=pruning, calibration=TOKENS[:4]
+    )
+    trainer.train()
+    zeros, total = share_of(zeros_of(mamba))
+    assert zeros == round(SPARSITY * total)
+
+
+def test_regrowth_brings_back_what_has_a_gradient(mamba):
+    pruner = GradualPruner(mamba, config(sparsity=0.5, regrow=0.2, steps=2, end=1.0, allocation="uniform"))
+    pruner.plan(4)
+    for step in range(2):
+        for target in find_targets(mamba):
+            gradient = torch.zeros(target.shape)
+            gradient[:, 0] = 5.0  # only the first column matters to the loss
+            mamba.get_parameter(target.name).grad = gradient.view_as(mamba.get_parameter(target.name))
+        for target in find_targets(mamba):
+            target.weight(mamba)[:, 0] = 0 if step == 0 else target.weight(mamba)[:, 0]
+        pruner.observe(step)
+    assert pruner.rise(2) and pruner.churn > 0
+    for target in find_targets(mamba):
+        drop = pruner._dropped[target.name]
+        assert int(drop.sum()) == round(0.4375 * target.size) and not drop[:, 0].all()
+
+
+def test_what_cannot_work_is_refused(mamba, tmp_path):
+    for options, message in (
+        (dict(score="wanda"), "score 'wanda' is not made of gradients: use measure='calibration'"),
+        (dict(score="wanda", measure="calibration"), "measure='calibration' needs calibration sequences"),
+        (dict(allocation="sensitivity"), "needs a dense model at rest"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            PruningTrainer(mamba, arguments(tmp_path), train_dataset=DATA, pruning_config=config(**options))
+    trainer = PruningTrainer(mamba, arguments(tmp_path, max_steps=3), train_dataset=DATA, pruning_config=config())
+    with pytest.raises(ValueError, match="3 pruning steps do not fit between 0% and 70% of 3 training steps"):
+        trainer.train()
+    frozen = build_model("mamba")
+    frozen.get_parameter(find_targets(frozen)[0].name).requires_grad_(False)
+    trainer = PruningTrainer(frozen, arguments(tmp_path), train_dataset=DATA, pruning_config=config())
+    with pytest.raises(RuntimeError, match="in_proj.weight has no gradient: is it frozen"):
+        trainer.train()
+
+
+def test_the_state_of_another_model_is_refused(mamba):
+    state = GradualPruner(build_model("mamba2"), config()).state()
+    with pytest.raises(ValueError, match="holds no mask that fits .*: it is of another model"):
+        GradualPruner(mamba, config()).load_state(state)
