@@ -20,7 +20,7 @@ from transformers import MambaConfig
 
 from hf_mamba_prune import PruningConfig
 from hf_mamba_prune.architectures import Target
-from hf_mamba_prune.pruning import apply_masks, plan_masks
+from hf_mamba_prune.masking import apply_masks, plan_masks
 from hf_mamba_prune.scores import build_score
 
 SPARSITY = 0.7

@@ -11,6 +11,7 @@ from hf_mamba_prune.job import EvaluationChoice, ModelChoice, PruningJob
 from hf_mamba_prune.loading import load_model
 from hf_mamba_prune.native import use_native
 from hf_mamba_prune.pruning import Origin, prune
+from hf_mamba_prune.recovery import Recovery
 from hf_mamba_prune.report import PruningReport
 from hf_mamba_prune.scores import SCORES, Score
 from hf_mamba_prune.texts import TextSource, read_text
@@ -29,6 +30,7 @@ __all__ = [
     "PruningJob",
     "PruningReport",
     "PruningTrainer",
+    "Recovery",
     "Score",
     "Target",
     "TextSource",

@@ -22,7 +22,7 @@ from hf_mamba_prune import options as o
 from hf_mamba_prune.checkpoint import check_output
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.environment import hardware, versions
-from hf_mamba_prune.job import AnalysisJob, EvaluationChoice, ModelChoice, PruningJob
+from hf_mamba_prune.job import AnalysisJob, EvaluationChoice, ModelChoice, PruningJob, RecoveryChoice
 from hf_mamba_prune.loading import load_skeleton
 from hf_mamba_prune.plan import make_plan
 
@@ -62,8 +62,9 @@ def prune(
     context: typer.Context,
     model: o.Model,
     sparsity: o.Sparsity = None,
+    recipe: o.Recipe = "quick",
     pattern: o.Pattern = DEFAULT.pattern,
-    score: o.ScoreName = DEFAULT.score,
+    score: o.RecipeScore = None,
     allocation: o.Allocation = None,
     alpha: o.Alpha = DEFAULT.alpha,
     gradient: o.Gradient = DEFAULT.gradient,
@@ -74,6 +75,10 @@ def prune(
     steps: o.Steps = None,
     no_reconstruct: o.NoReconstruct = False,
     damping: o.Damping = DEFAULT.damping,
+    recover_steps: o.RecoverSteps = None,
+    recover_lr: o.RecoverRate = 1e-3,
+    recover_batch: o.RecoverBatch = 8,
+    recover_dataset: o.RecoverText = None,
     seed: o.Seed = DEFAULT.seed,
     calibration: o.Calibration = "wikitext",
     calibration_samples: o.Samples = DEFAULT.calibration_samples,
@@ -98,11 +103,16 @@ def prune(
     debug: o.Debug = False,
 ) -> None:
     """Prune a Mamba language model into a folder (the default command)."""
+    training = o.parse_recipe(recipe, recover_steps)
+    score = score or ("gradient-magnitude" if recipe == "paper" else DEFAULT.score)
     config = PruningConfig(
         sparsity, pattern, score, allocation, alpha, gradient, ceiling, o.parse_names(components),
-        o.parse_shares(component_sparsity), schedule, steps, not no_reconstruct, damping, calibration_samples,
-        calibration_length, batch_size, seed,
+        o.parse_shares(component_sparsity), schedule, steps, recipe != "paper" and not no_reconstruct, damping,
+        calibration_samples, calibration_length, batch_size, seed=seed,
     )  # fmt: skip
+    recovery = training and RecoveryChoice(
+        text=recover_dataset, column=column, learning_rate=recover_lr, batch_size=recover_batch, **training
+    )
     output = output or default_output(model, config)
     texts = () if no_evaluation else tuple(evaluation or ["wikitext"])
     job = PruningJob(
@@ -114,6 +124,7 @@ def prune(
         EvaluationChoice(texts, column, window, stride, max_windows),
         overwrite,
         context.obj,
+        recovery,
     )
     _run(job, dry_run, as_json, quiet)
 

@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from hf_mamba_prune.architectures import find_targets
+from hf_mamba_prune.allocation import Budget
+from hf_mamba_prune.architectures import Target, find_targets
 from hf_mamba_prune.calibration import GRADIENT_TERMS, Need, Statistics, TargetStatistics, calibrate, check_inputs
 from hf_mamba_prune.config import PruningConfig
-from hf_mamba_prune.pruning import plan_masks
+from hf_mamba_prune.masking import plan_masks
 from hf_mamba_prune.schedules import sparsity_at
 from hf_mamba_prune.scores import build_score
 from hf_mamba_prune.selection import Keeper, lowest
@@ -40,34 +41,47 @@ class GradualPruner:
         self._targets = find_targets(model, config.components)
         self._score = build_score(config)
         self._calibration = calibration
+        self._dropped = {target.name: target.weight(model) == 0 for target in self._targets}
+        self._averages: dict[Need, dict[str, torch.Tensor]] = {}
+        self._start_sparsity = self.sparsity()
+        self._events: dict[int, float] = {}
+        self.budget: Budget | None = None
+        self.churn = 0.0
+        if not self._is_sparse_enough():
+            self._check()
+
+    def _is_sparse_enough(self) -> bool:
+        """Nothing is left to prune: only the masks must hold."""
+        return self._start_sparsity >= self.config.sparsity - 0.5 / sum(target.size for target in self._targets)
+
+    def _check(self) -> None:
+        config = self.config
         check_inputs(self._targets, self._score.needs)
         if config.allocation == "sensitivity":
             raise ValueError("allocation 'sensitivity' needs a dense model at rest: choose another one for training.")
         gradients = self._score.needs <= GRADIENT_TERMS.keys()
         if config.measure == "training" and not gradients:
             raise ValueError(f"score {config.score!r} is not made of gradients: use measure='calibration' with it.")
-        if config.measure == "calibration" and self._score.needs and calibration is None:
+        if config.measure == "calibration" and self._score.needs and self._calibration is None:
             raise ValueError("measure='calibration' needs calibration sequences.")
-        self._dropped = {target.name: target.weight(model) == 0 for target in self._targets}
-        self._averages: dict[Need, dict[str, torch.Tensor]] = {}
-        self._start_sparsity = self.sparsity()
-        self._events: dict[int, float] = {}
-        self.churn = 0.0
 
     def plan(self, total_steps: int) -> dict[int, float]:
-        """Fix the optimizer steps after which it prunes, and the sparsity of each.
+        """Fix the optimizer steps after which it prunes, and the sparsity of each; none when it is sparse enough.
 
         Raises:
             ValueError: fewer steps in training than pruning steps.
         """
         config = self.config
+        self._events = {}
+        if self._is_sparse_enough():
+            return {}
         first, last = config.start * total_steps, config.end * total_steps
         if last - first < config.steps:
             raise ValueError(
                 f"{config.steps} pruning steps do not fit between {config.start:.0%} and {config.end:.0%} of "
                 f"{total_steps} training steps: train longer, or lower steps."
             )
-        start = min(self._start_sparsity, config.sparsity)
+        start = self._start_sparsity
         for step in range(1, config.steps + 1):
             progress = step / config.steps
             self._events[round(first + (last - first) * progress)] = sparsity_at(
@@ -121,7 +135,7 @@ class GradualPruner:
         if sparsity is None:
             return False
         statistics = self._statistics()
-        _, mask_of = plan_masks(self.model, self._targets, self._score, statistics, self.config, sparsity)
+        self.budget, mask_of = plan_masks(self.model, self._targets, self._score, statistics, self.config, sparsity)
         changed = 0
         for target in self._targets:
             drop = ~mask_of(target)
@@ -149,7 +163,7 @@ class GradualPruner:
             statistics[target.name] = TargetStatistics(sums, sequences=1)
         return statistics
 
-    def _regrown(self, target, drop: torch.Tensor) -> torch.Tensor:
+    def _regrown(self, target: Target, drop: torch.Tensor) -> torch.Tensor:
         """Exchange a share of the kept weights, the smallest, for as many masked ones with the largest gradients."""
         count = min(round(self.config.regrow * int((~drop).sum())), int(drop.sum()))
         if count == 0:

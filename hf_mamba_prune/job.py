@@ -15,6 +15,7 @@ from hf_mamba_prune.evaluation import Evaluation
 from hf_mamba_prune.figures import draw_analysis, draw_figures
 from hf_mamba_prune.loading import LoadedModel, fetch, load_model, read_config
 from hf_mamba_prune.pruning import Origin, needs_data, prune
+from hf_mamba_prune.recovery import Recovery
 from hf_mamba_prune.report import PruningReport
 from hf_mamba_prune.sequences import sample_sequences
 from hf_mamba_prune.texts import read_text
@@ -62,6 +63,27 @@ class EvaluationChoice:
 
 
 @dataclass(frozen=True)
+class RecoveryChoice:
+    """How to train after pruning, with the text by name or path; see `recovery.Recovery`."""
+
+    steps: int
+    text: str | None = None
+    column: str | None = None
+    learning_rate: float = 1e-3
+    batch_size: int = 8
+    distill: bool = True
+    gradual: bool = False
+
+    def read(self, otherwise: str | None) -> Recovery:
+        """Read the text; a Hub data set's training split unless its name says another."""
+        name = self.text or otherwise
+        if name is None:
+            raise ValueError("recovery trains on a text: give --recover-dataset.")
+        text = read_text(name, "train", self.column)
+        return Recovery(text, self.steps, self.learning_rate, self.batch_size, 512, self.distill, self.gradual)
+
+
+@dataclass(frozen=True)
 class PruningJob:
     """Prune a model into a folder.
 
@@ -73,6 +95,7 @@ class PruningJob:
         evaluation: what to measure before and after.
         overwrite: replace an earlier result of this tool.
         command: the command line that repeats the run, for the report.
+        recovery: how to train after pruning; None: not at all. Its text is that of the calibration by default.
     """
 
     model: ModelChoice
@@ -83,6 +106,7 @@ class PruningJob:
     evaluation: EvaluationChoice = field(default_factory=EvaluationChoice)
     overwrite: bool = False
     command: str | None = None
+    recovery: RecoveryChoice | None = None
 
     def run(self) -> PruningReport:
         """Do it; nothing is written before everything else has succeeded.
@@ -100,9 +124,10 @@ class PruningJob:
         else:
             calibration = read_text(self.calibration, "train", self.column)
         evaluation = self.evaluation.read()
+        recovery = None if self.recovery is None else self.recovery.read(self.calibration)
         with self.model.open() as loaded:
             origin = Origin(loaded.id, loaded.revision, self.command, loaded.saved_dtype)
-            report = prune(loaded.model, loaded.tokenizer, self.config, calibration, evaluation, origin)
+            report = prune(loaded.model, loaded.tokenizer, self.config, calibration, evaluation, origin, recovery)
         with whole_folder(self.output, self.overwrite) as folder:
             write_checkpoint(folder, loaded.model, loaded.tokenizer, self.config, loaded.saved_dtype)
             report.save(folder)

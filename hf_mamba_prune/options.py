@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hf_mamba_prune.config import ALLOCATION_NAMES, GRADIENT_NAMES, SCORE_NAMES, PruningConfig
+from hf_mamba_prune.config import ALLOCATION_NAMES, GRADIENT_NAMES, SCORE_NAMES, PruningConfig, closest
 from hf_mamba_prune.environment import versions
 from hf_mamba_prune.schedules import SCHEDULES
 
@@ -40,6 +40,12 @@ Sparsity = Annotated[
 ]
 Pattern = Annotated[str, _option(PRUNING, "--pattern", help="unstructured, or N:M such as 2:4.")]
 ScoreName = Annotated[str, _option(PRUNING, "--score", help="Which weight matters: " + _one_of(SCORE_NAMES))]
+RecipeScore = Annotated[
+    str | None,
+    _option(
+        PRUNING, "--score", help="Which weight matters: " + _one_of(SCORE_NAMES) + " Default: fisher, or the recipe's."
+    ),
+]
 Allocation = Annotated[
     str | None,
     _option(
@@ -69,6 +75,21 @@ NoReconstruct = Annotated[
     bool, _option(PRUNING, "--no-reconstruct", help="Only mask: leave the kept weights as they are.")
 ]
 Damping = Annotated[float, _option(PRUNING, "--damping", help="Of the reconstruction's least squares.")]
+Recipe = Annotated[
+    str,
+    _option(
+        PRUNING,
+        "--recipe",
+        help="quick: no training; standard: that, then distilled recovery; paper: gradient-aware magnitude, pruned "
+        "in training by cross-entropy.",
+    ),
+]
+RecoverSteps = Annotated[
+    int | None,
+    _option(PRUNING, "--recover-steps", help="Training steps after pruning. Default: 500, with quick 0."),
+]
+RecoverRate = Annotated[float, _option(PRUNING, "--recover-lr", help="Peak learning rate of the recovery.")]
+RecoverBatch = Annotated[int, _option(PRUNING, "--recover-batch", help="Sequences of 512 tokens of a training step.")]
 Seed = Annotated[int, _option(PRUNING, "--seed", help="Of every random choice.")]
 
 Calibration = Annotated[
@@ -76,6 +97,9 @@ Calibration = Annotated[
 ]
 Samples = Annotated[int, _option(DATA, "--calibration-samples", help="Calibration sequences.")]
 Length = Annotated[int, _option(DATA, "--calibration-length", help="Tokens of a calibration sequence.")]
+RecoverText = Annotated[
+    str | None, _option(DATA, "--recover-dataset", help="Text to train on. Default: that of --calibration.")
+]
 BatchSize = Annotated[int, _option(DATA, "--batch-size", help="Sequences per forward pass; never changes the result.")]
 Column = Annotated[str | None, _option(DATA, "--column", help="Text column of the data. Default: text.")]
 Texts = Annotated[
@@ -109,6 +133,29 @@ AnalysisOutput = Annotated[
     Path | None,
     _option(OUTPUT, "--output", "-o", help="Folder to write. Default: <model>-analysis here.", show_default=False),
 ]
+
+
+RECIPES: dict[str, dict[str, object]] = {
+    "quick": {"steps": 0},
+    "standard": {"steps": 500, "distill": True},
+    "paper": {"steps": 500, "distill": False, "gradual": True},
+}
+"""How each recipe trains."""
+
+
+def parse_recipe(recipe: str, steps: int | None) -> dict[str, object] | None:
+    """A recipe's name and the steps asked for -> arguments of `job.RecoveryChoice`, None without training.
+
+    Raises:
+        ValueError: an unknown recipe, or a paper's without training.
+    """
+    if recipe not in RECIPES:
+        raise ValueError(closest("recipe", recipe, tuple(RECIPES)))
+    values = RECIPES[recipe] | ({} if steps is None else {"steps": steps})
+    least = 1 if recipe == "paper" else 0
+    if values["steps"] < least:
+        raise ValueError(f"--recover-steps is {steps}; recipe {recipe!r} needs at least {least}.")
+    return values if values["steps"] else None
 
 
 def parse_levels(given: str) -> tuple[float, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_mamba_prune.allocation import Budget, allocate, total_to_prune
+from hf_mamba_prune.allocation import Budget, total_to_prune
 from hf_mamba_prune.architectures import Target, find_targets
 from hf_mamba_prune.blocks import MemoryBlocks
-from hf_mamba_prune.calibration import Statistics, calibrate, check_inputs
+from hf_mamba_prune.calibration import calibrate, check_inputs
 from hf_mamba_prune.checkpoint import round_to
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.counting import ZeroCounter
@@ -20,19 +21,16 @@ from hf_mamba_prune.divisions import Curves
 from hf_mamba_prune.environment import CostMeter, hardware, versions
 from hf_mamba_prune.evaluation import Evaluation
 from hf_mamba_prune.loading import weights_sha256
-from hf_mamba_prune.masks import target_mask
-from hf_mamba_prune.progress import track
-from hf_mamba_prune.repair import MaskOf, repair
+from hf_mamba_prune.masking import apply_masks, plan_masks
+from hf_mamba_prune.recovery import Recovery, recover
+from hf_mamba_prune.repair import repair
 from hf_mamba_prune.report import CalibrationFacts, ModelFacts, PruningReport, RepairFacts
 from hf_mamba_prune.schedules import sparsity_at
-from hf_mamba_prune.scores import Score, build_score
+from hf_mamba_prune.scores import build_score
 from hf_mamba_prune.selection import name_seed
 from hf_mamba_prune.sensitivity import measure_curves
 from hf_mamba_prune.sequences import sample_sequences
 from hf_mamba_prune.texts import TextSource
-
-_SMALLEST = 2.0**-149
-"""The smallest positive float32."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +57,7 @@ def prune(
     calibration: TextSource | None = None,
     evaluation: Evaluation | None = None,
     origin: Origin | None = None,
+    recovery: Recovery | None = None,
 ) -> PruningReport:
     """Prune a model in place and say what came of it.
 
@@ -69,6 +68,7 @@ def prune(
         calibration: the text that scores are measured on; not needed by scores without data.
         evaluation: what to measure before and after; None measures nothing.
         origin: where the model is from; default: what the model remembers.
+        recovery: how to train after pruning, or while pruning; None: not at all.
 
     Returns:
         The report; the model now holds literal zeros.
@@ -89,7 +89,15 @@ def prune(
 
     with meter.step("evaluate"):
         before = evaluation.run(model, tokenizer)
-    budget, repairs = _prune_in_steps(model, targets, config, sequences, meter)
+    teacher = copy.deepcopy(model) if recovery is not None and recovery.distill else None
+    budget, repairs, trained = None, (), None
+    if recovery is None or not recovery.gradual:
+        budget, repairs = _prune_in_steps(model, targets, config, sequences, meter)
+    if recovery is not None:
+        with meter.step("recover"):
+            trained, pruner = recover(model, tokenizer, config, recovery, teacher)
+        budget = budget or pruner.budget
+        del teacher
     round_to(model, origin.saved_dtype or model.dtype)
     with meter.step("evaluate"):
         after = evaluation.run(model, tokenizer)
@@ -102,6 +110,7 @@ def prune(
         before=before,
         after=after,
         reconstruction=repairs,
+        recovery=trained,
         costs=meter.costs,
         versions=versions(),
         hardware=hardware(model.device),
@@ -136,37 +145,6 @@ def _prune_in_steps(
                 repairs = repair(MemoryBlocks(model), targets, mask_of, dense, seen, config.damping)
         del statistics, mask_of  # or the next step would gather its own beside them
     return budget, repairs
-
-
-@torch.no_grad()
-def plan_masks(
-    model: PreTrainedModel,
-    targets: Sequence[Target],
-    score: Score,
-    statistics: Statistics,
-    config: PruningConfig,
-    sparsity: float,
-    curves: Curves | None = None,
-) -> tuple[Budget, MaskOf]:
-    """Score and allocate; the mask of each target is made when it is asked for, one target in memory at a time."""
-
-    def score_of(target: Target) -> torch.Tensor:
-        weight = target.weight(model)
-        scores = score(target, weight, statistics.get(target.name))
-        if not score.needs:
-            return scores
-        # A live weight without a gradient scores 0, but must not tie with those that are gone: they go first.
-        return scores.masked_fill_((scores == 0) & (weight != 0), _SMALLEST)
-
-    budget = allocate(targets, score_of, config, sparsity, curves)
-    return budget, lambda target: target_mask(target, score_of(target), budget, config)
-
-
-@torch.no_grad()
-def apply_masks(model: PreTrainedModel, targets: Sequence[Target], mask_of: MaskOf) -> None:
-    """Set the weights that the masks do not keep to zero."""
-    for target in track(targets, "mask", "weight"):
-        target.weight(model).masked_fill_(~mask_of(target), 0)
 
 
 def _dense_weights(model: PreTrainedModel, targets: Sequence[Target]) -> dict[str, torch.Tensor]:

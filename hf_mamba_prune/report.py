@@ -136,6 +136,31 @@ class RepairFacts:
 
 
 @dataclass(frozen=True)
+class RecoveryFacts:
+    """How the model was trained after pruning, or while it was pruned.
+
+    Args:
+        text: what it was trained on.
+        steps: of the optimizer.
+        tokens: that it saw.
+        learning_rate: its peak.
+        distilled: from the dense model; otherwise by cross-entropy.
+        gradual: pruned in training instead of before it.
+        first_loss: mean of the first twentieth of the steps.
+        last_loss: mean of the last one.
+    """
+
+    text: str
+    steps: int
+    tokens: int
+    learning_rate: float
+    distilled: bool
+    gradual: bool
+    first_loss: float
+    last_loss: float
+
+
+@dataclass(frozen=True)
 class StepCost:
     """Wall-clock seconds of one step and the highest resident memory of the process during it, in bytes."""
 
@@ -157,6 +182,7 @@ class PruningReport:
         before: metrics of the dense model, one for each text.
         after: the same of the pruned model, in the same order.
         reconstruction: of the last pruning step, one for each linear weight; empty when it is off.
+        recovery: the training; None when there was none.
         costs: seconds and memory of every step.
         versions: of the packages that matter.
         hardware: processor, cores, memory, device, kernels.
@@ -173,6 +199,7 @@ class PruningReport:
     hardware: dict[str, str | int]
     command: str | None = None
     reconstruction: tuple[RepairFacts, ...] = ()
+    recovery: RecoveryFacts | None = None
     format_version: int = field(default=FORMAT_VERSION)
 
     def perplexity_ratio(self) -> float | None:
@@ -215,6 +242,8 @@ class PruningReport:
         values["sparsity"] = _sparsity_from(values["sparsity"])
         if values["calibration"] is not None:
             values["calibration"] = CalibrationFacts(**values["calibration"])
+        if values.get("recovery") is not None:
+            values["recovery"] = RecoveryFacts(**values["recovery"])
         kinds = {"before": LanguageMetrics, "after": LanguageMetrics, "costs": StepCost, "reconstruction": RepairFacts}
         for key, kind in kinds.items():
             values[key] = tuple(kind(**item) for item in values[key])

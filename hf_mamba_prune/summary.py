@@ -24,6 +24,13 @@ def show_report(console: Console, report: PruningReport, output: Path) -> None:
         names = report.sparsity.at_ceiling
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         console.print(f"\nHeld at the ceiling of {report.config['ceiling']:.0%}: {', '.join(names[:3])}{more}.")
+    if report.recovery is not None:
+        facts = report.recovery
+        how = "distilled from the dense model" if facts.distilled else "by cross-entropy"
+        console.print(
+            f"\nTrained for {facts.steps:,} steps ({facts.tokens:,} tokens of {facts.text}), {how}: "
+            f"loss {facts.first_loss:.3f} to {facts.last_loss:.3f}."
+        )
     costs = ", ".join(f"{cost.step} {cost.seconds:.1f} s" for cost in report.costs)
     peak = max(cost.peak_bytes for cost in report.costs)
     console.print(f"\nTime: {costs}; peak memory {peak / 1e9:.2f} GB.")

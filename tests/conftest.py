@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from hf_mamba_prune.allocation import Budget
-from hf_mamba_prune.pruning import apply_masks, plan_masks
+from hf_mamba_prune.masking import apply_masks, plan_masks
 
 VOCABULARY = 264
 _SHARED = dict(vocab_size=VOCABULARY, hidden_size=24, num_hidden_layers=2, bos_token_id=0, eos_token_id=0)

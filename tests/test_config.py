@@ -28,6 +28,15 @@ EVERY_FIELD = dict(
     calibration_samples=5,
     calibration_length=64,
     batch_size=2,
+    start=0.1,
+    end=0.9,
+    measure="calibration",
+    decay=0.5,
+    regrow=0.2,
+    ce_weight=0.3,
+    kl_weight=0.6,
+    hidden_weight=0.1,
+    temperature=2.0,
     seed=11,
 )
 

@@ -20,7 +20,8 @@ LAYERS = {
     3: "scores masks slots divisions allocation selection reconstruction distributed calibration native",
     4: """
         pruning evaluation analysis checkpoint runtime heads tasks trainer distillation loading
-        counting environment texts sequences metrics original_layout blocks repair plan sensitivity stability gradual
+        counting environment texts sequences metrics original_layout blocks repair plan
+        sensitivity stability gradual masking recovery
     """,
     5: "figures card hub results job",
     6: "cli options summary demo __main__ __init__",

@@ -1,0 +1,130 @@
+"""Repair by training: fine-tune what is left, with its masks, towards the dense model or the text itself."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+
+from hf_mamba_prune.config import PruningConfig
+from hf_mamba_prune.gradual import GradualPruner
+from hf_mamba_prune.progress import is_silent
+from hf_mamba_prune.report import RecoveryFacts
+from hf_mamba_prune.sequences import sample_sequences
+from hf_mamba_prune.texts import TextSource
+from hf_mamba_prune.trainer import PruningTrainer
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """How to train after pruning, or while pruning.
+
+    Args:
+        text: to train on.
+        steps: optimizer steps, at least 1.
+        learning_rate: its peak; a tenth of the steps warm up, a cosine leads to zero.
+        batch_size: sequences of a step, at least 1.
+        length: tokens of a sequence, at least 2.
+        distill: learn from the dense model, with the weights of the pruning config; otherwise cross-entropy alone.
+        gradual: prune in training, by the schedule of the pruning config, instead of before it (arXiv 2505.08299).
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    text: TextSource
+    steps: int = 500
+    learning_rate: float = 1e-3
+    batch_size: int = 8
+    length: int = 512
+    distill: bool = True
+    gradual: bool = False
+
+    def __post_init__(self) -> None:
+        for name, low in (("steps", 1), ("batch_size", 1), ("length", 2)):
+            if getattr(self, name) < low:
+                raise ValueError(f"recovery: {name} is {getattr(self, name)}; expected at least {low}.")
+        if not 0 < self.learning_rate < 1:
+            raise ValueError(f"recovery: learning_rate is {self.learning_rate}; expected 0 < learning_rate < 1.")
+
+
+class _Sequences(Dataset):
+    def __init__(self, tokens: torch.Tensor) -> None:
+        self._tokens = tokens
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"input_ids": self._tokens[index], "labels": self._tokens[index]}
+
+
+def recover(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PruningConfig,
+    recovery: Recovery,
+    teacher: nn.Module | None,
+) -> tuple[RecoveryFacts, GradualPruner]:
+    """Train a model in place, in float32; it comes back in its own dtype.
+
+    Args:
+        model: pruned, or dense when `recovery.gradual`.
+        tokenizer: of the model.
+        config: components, seed, and for a gradual recovery how to prune.
+        recovery: data and length of the training.
+        teacher: the dense model; None: cross-entropy alone.
+
+    Returns:
+        What was done, and the masks.
+
+    Raises:
+        ValueError: the text is too short, or the config does not fit a training.
+    """
+    draw = config.seed + 1  # not the windows that the scores were measured on
+    count = recovery.steps * recovery.batch_size
+    tokens = sample_sequences(recovery.text, tokenizer, count, recovery.length, draw)
+    dtype = model.dtype
+    model.float()
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            max_steps=recovery.steps,
+            per_device_train_batch_size=recovery.batch_size,
+            learning_rate=recovery.learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=max(1, recovery.steps // 10),
+            max_grad_norm=1.0,
+            logging_steps=max(1, recovery.steps // 20),
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=is_silent(),
+            use_cpu=model.device.type == "cpu",
+            dataloader_pin_memory=model.device.type != "cpu",
+            seed=config.seed,
+        )
+        trainer = PruningTrainer(
+            model, arguments, train_dataset=_Sequences(tokens), pruning_config=config, teacher=teacher
+        )
+        if recovery.gradual and not trainer.pruner.plan(recovery.steps):
+            raise ValueError(
+                f"the model is {trainer.pruner.sparsity():.1%} sparse already: there is nothing to prune."
+            )
+        trainer.train()
+    model.to(dtype).eval()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    facts = RecoveryFacts(
+        text=recovery.text.name,
+        steps=recovery.steps,
+        tokens=tokens.numel(),
+        learning_rate=recovery.learning_rate,
+        distilled=teacher is not None,
+        gradual=recovery.gradual,
+        first_loss=losses[0],
+        last_loss=losses[-1],
+    )
+    return facts, trainer.pruner

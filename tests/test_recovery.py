@@ -1,0 +1,115 @@
+"""Training after pruning, or pruning in training, through the same call and the same command as everything else."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from conftest import build_model
+
+from hf_mamba_prune import Evaluation, PruningConfig, PruningReport, Recovery, TextSource, find_targets, prune
+from hf_mamba_prune.cli import main
+
+TEXT = TextSource("some text", tuple(f" The thing number {i} in the other .\n" for i in range(60)))
+SMALL = dict(calibration_samples=2, calibration_length=12)
+TRAINING = dict(text=TEXT, steps=12, batch_size=2, length=16, learning_rate=5e-3)
+
+
+def zeros_of(model):
+    return sum(int((t.weight(model) == 0).sum()) for t in find_targets(model))
+
+
+@pytest.mark.parametrize("distill", [True, False])
+def test_recovery_keeps_the_masks_and_is_in_the_report(case, tokenizer, tmp_path, distill):
+    evaluation = Evaluation((TEXT,), window=64)
+    results = []
+    for recovery in (None, Recovery(**TRAINING, distill=distill)):
+        model = build_model(case)
+        config = PruningConfig(0.6, steps=2, **SMALL)
+        results.append(prune(model, tokenizer, config, TEXT, evaluation, recovery=recovery))
+        assert zeros_of(model) == round(0.6 * sum(t.size for t in find_targets(model))) == results[-1].sparsity.masked
+        assert not model.training
+    plain, trained = results
+    assert plain.recovery is None and trained.recovery.distilled == distill
+    assert (trained.recovery.tokens, trained.recovery.steps, trained.recovery.text) == (12 * 2 * 16, 12, "some text")
+    assert trained.recovery.last_loss < trained.recovery.first_loss
+    assert [cost.step for cost in trained.costs] == ["evaluate", "calibrate", "mask", "reconstruct", "recover"]
+    if not distill:  # a random model has nothing to teach, but the text can be learned
+        assert trained.after[0].perplexity < plain.after[0].perplexity
+    trained.save(tmp_path)
+    assert PruningReport.load(tmp_path) == trained
+
+
+def test_the_papers_way_prunes_in_training(mamba, tokenizer):
+    config = PruningConfig(0.6, score="gradient-magnitude", steps=3, reconstruct=False, **SMALL)
+    recovery = Recovery(**TRAINING, distill=False, gradual=True)
+    report = prune(mamba, tokenizer, config, TEXT, recovery=recovery)
+    wanted = round(0.6 * sum(t.size for t in find_targets(mamba)))
+    assert zeros_of(mamba) == report.sparsity.masked == wanted and report.recovery.gradual
+    with pytest.raises(ValueError, match="60.0% sparse already: there is nothing to prune"):
+        prune(mamba, tokenizer, config, TEXT, recovery=recovery)
+
+
+def test_bfloat16_is_trained_in_float32_and_saved_as_it_was(tokenizer):
+    model = build_model("mamba").to(torch.bfloat16)
+    prune(model, tokenizer, PruningConfig(0.5, steps=1, **SMALL), TEXT, recovery=Recovery(**TRAINING))
+    assert zeros_of(model) == round(0.5 * sum(t.size for t in find_targets(model)))
+    assert all(torch.equal(p, p.bfloat16().to(p.dtype)) for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (dict(steps=0), "steps is 0; expected at least 1"),
+        (dict(batch_size=0), "batch_size is 0"),
+        (dict(length=1), "length is 1; expected at least 2"),
+        (dict(learning_rate=0.0), "learning_rate is 0.0; expected 0 < learning_rate < 1"),
+    ],
+)
+def test_wrong_numbers_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        Recovery(**TRAINING | values)
+
+
+@pytest.mark.parametrize("recipe", ["standard", "paper"])
+def test_the_command_trains(tmp_path, mamba, tokenizer, recipe):
+    mamba.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    text = tmp_path / "text.txt"
+    text.write_text("".join(TEXT.rows) * 40)
+    output = tmp_path / "out"
+    command = [
+        str(tmp_path / "model"),
+        "--sparsity",
+        "0.5",
+        "--recipe",
+        recipe,
+        "--recover-steps",
+        "9",
+        "--steps",
+        "3",
+    ]
+    command += ["--recover-batch", "1", "--calibration", str(text), "--no-eval", "--output", str(output)]
+    command += ["--calibration-samples", "2", "--calibration-length", "16", "--quiet"]
+    with pytest.raises(SystemExit) as ended:
+        main(command)
+    assert ended.value.code == 0
+    report = json.loads((output / "report.json").read_text())
+    assert report["recovery"]["gradual"] == (recipe == "paper") and report["recovery"]["steps"] == 9
+    assert report["config"]["score"] == ("gradient-magnitude" if recipe == "paper" else "fisher")
+    assert report["recovery"]["distilled"] == (recipe == "standard")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--recipe", "standart"], "unknown recipe 'standart'. Did you mean 'standard'"),
+        (["--recipe", "paper", "--recover-steps", "0"], "recipe 'paper' needs at least 1"),
+        (["--recover-steps", "-3"], "recipe 'quick' needs at least 0"),
+    ],
+)
+def test_wrong_recipes_are_refused(capsys, options, message):
+    with pytest.raises(SystemExit) as ended:
+        main(["some/model", *options])
+    assert ended.value.code == 2 and message in capsys.readouterr().err

@@ -1,0 +1,59 @@
+"""Several processes on one CPU, started as a user starts them: every rank ends with the same model."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).with_name("train_on_ranks.py")
+
+
+def free_port() -> int:
+    with socket.socket() as socket_:
+        socket_.bind(("127.0.0.1", 0))
+        return socket_.getsockname()[1]
+
+
+def launch(folder, ranks, batch):
+    folder.mkdir()
+    # accelerate's own way to several processes on CPUs needs MPI; this one starts them as on GPUs.
+    kind = "--multi_gpu" if ranks > 1 else "--cpu"
+    command = [sys.executable, "-m", "accelerate.commands.launch", kind, f"--num_processes={ranks}"]
+    command += [
+        "--num_machines=1",
+        "--mixed_precision=no",
+        "--dynamo_backend=no",
+        f"--main_process_port={free_port()}",
+    ]
+    path = os.pathsep.join([str(SCRIPT.parent), str(SCRIPT.parents[1])])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, str(SCRIPT), str(folder), str(batch)], capture_output=True, text=True, timeout=300, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(folder / f"rank-{rank}.pt") for rank in range(ranks)]
+
+
+def same_bits(left, right):
+    equal = sum(int((left[name] == right[name]).sum()) for name in left)
+    return equal / sum(mask.numel() for mask in left.values())
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    return launch(tmp_path_factory.mktemp("one") / "run", 1, 4)[0]
+
+
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_ranks_agree_to_the_bit_and_with_one_process(tmp_path, one, ranks):
+    found = launch(tmp_path / "run", ranks, 4 // ranks)
+    assert len({rank["sha"] for rank in found}) == 1
+    assert all(torch.equal(mask, found[-1]["masks"][name]) for name, mask in found[0]["masks"].items())
+    # The same sequences, summed in another order.
+    assert same_bits(found[0]["masks"], one["masks"]) > 0.99
