@@ -22,7 +22,7 @@ from hf_mamba_prune import options as o
 from hf_mamba_prune.checkpoint import check_output
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.environment import hardware, versions
-from hf_mamba_prune.job import AnalysisJob, EvaluationChoice, ModelChoice, PruningJob, RecoveryChoice
+from hf_mamba_prune.job import TRAINING_LENGTH, AnalysisJob, EvaluationChoice, ModelChoice, PruningJob, RecoveryChoice
 from hf_mamba_prune.loading import load_skeleton
 from hf_mamba_prune.plan import make_plan
 
@@ -133,11 +133,19 @@ def _run(job: PruningJob, dry_run: bool, as_json: bool, quiet: bool) -> None:
     with _console(quiet, as_json) as console:
         if dry_run:
             check_output(job.output, job.overwrite)
-            plan = make_plan(load_skeleton(job.model.source, job.model.revision), job.config)
+            plan = make_plan(load_skeleton(job.model.source, job.model.revision), job.config, *_training(job.recovery))
             _print_json(asdict(plan)) if as_json else summary.show_plan(console, plan, job.output)
         else:
             report = job.run()
             _print_json(report.to_dict()) if as_json else summary.show_report(console, report, job.output)
+
+
+def _training(recovery: RecoveryChoice | None) -> tuple[int, int, bool]:
+    """What a plan must know of it: tokens in all, tokens of a step, whether there is a teacher."""
+    if recovery is None:
+        return 0, 0, False
+    tokens = recovery.batch_size * TRAINING_LENGTH
+    return recovery.steps * tokens, tokens, recovery.distill
 
 
 @app.command()

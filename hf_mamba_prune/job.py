@@ -62,6 +62,10 @@ class EvaluationChoice:
         return Evaluation(texts, self.window, self.stride, self.max_windows)
 
 
+TRAINING_LENGTH = 512
+"""Tokens of a training sequence."""
+
+
 @dataclass(frozen=True)
 class RecoveryChoice:
     """How to train after pruning, with the text by name or path; see `recovery.Recovery`."""
@@ -80,7 +84,8 @@ class RecoveryChoice:
         if name is None:
             raise ValueError("recovery trains on a text: give --recover-dataset.")
         text = read_text(name, "train", self.column)
-        return Recovery(text, self.steps, self.learning_rate, self.batch_size, 512, self.distill, self.gradual)
+        size = self.batch_size, TRAINING_LENGTH
+        return Recovery(text, self.steps, self.learning_rate, *size, self.distill, self.gradual)
 
 
 @dataclass(frozen=True)

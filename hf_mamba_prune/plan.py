@@ -30,7 +30,7 @@ class Plan:
         prunable: of the chosen components.
         zeros: that the masks would set.
         memory_bytes: estimate of the highest memory, in float32.
-        seconds: estimate for calibration, pruning and reconstruction, without loading and evaluation.
+        seconds: estimate for everything but loading and evaluation.
         components: name -> weights.
     """
 
@@ -42,12 +42,17 @@ class Plan:
     components: dict[str, int]
 
 
-def make_plan(model: nn.Module, config: PruningConfig) -> Plan:
+def make_plan(
+    model: nn.Module, config: PruningConfig, training_tokens: int = 0, batch_tokens: int = 0, distill: bool = False
+) -> Plan:
     """Plan a run.
 
     Args:
         model: may be on the meta device.
         config: how to prune.
+        training_tokens: that a recovery sees in all.
+        batch_tokens: that it sees in one step.
+        distill: whether it has a teacher.
 
     Raises:
         ValueError: the config does not fit the model.
@@ -74,13 +79,20 @@ def make_plan(model: nn.Module, config: PruningConfig) -> Plan:
         states = config.calibration_samples * config.calibration_length * model.config.hidden_size
         widest = max((target.shape[1] for target in linear), default=0)
         memory += sum(target.size for target in linear) + states + 10 * widest**2
+    if training_tokens:
+        training = weights * (3 + distill) + batch_tokens * (
+            inner * _ACTIVATIONS * model.config.num_hidden_layers + 3 * model.config.vocab_size * (1 + distill)
+        )
+        memory = max(memory, training)
     seen = config.calibration_samples * config.calibration_length * (1 + (config.steps - 1) / 4)
     return Plan(
         weights=weights,
         prunable=prunable,
         zeros=total_to_prune(targets, config, config.sparsity),
         memory_bytes=_BYTES * (weights + memory),
-        seconds=(seen * per_token + solving) / _operations_per_second() * 1.5,
+        seconds=(seen * per_token + solving + training_tokens * weights * (6 + 2 * distill))
+        / _operations_per_second()
+        * 1.5,
         components=components,
     )
 
