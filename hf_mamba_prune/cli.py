@@ -79,6 +79,7 @@ def prune(
     recover_lr: o.RecoverRate = 1e-3,
     recover_batch: o.RecoverBatch = 8,
     recover_dataset: o.RecoverText = None,
+    max_hours: o.MaxHours = 4.0,
     seed: o.Seed = DEFAULT.seed,
     calibration: o.Calibration = "wikitext",
     calibration_samples: o.Samples = DEFAULT.calibration_samples,
@@ -126,18 +127,37 @@ def prune(
         context.obj,
         recovery,
     )
-    _run(job, dry_run, as_json, quiet)
+    _run(job, dry_run, as_json, quiet, max_hours)
 
 
-def _run(job: PruningJob, dry_run: bool, as_json: bool, quiet: bool) -> None:
+def _run(job: PruningJob, dry_run: bool, as_json: bool, quiet: bool, max_hours: float | None = None) -> None:
     with _console(quiet, as_json) as console:
+        check_output(job.output, job.overwrite)
+        plan = make_plan(load_skeleton(job.model.source, job.model.revision), job.config, *_training(job.recovery))
         if dry_run:
-            check_output(job.output, job.overwrite)
-            plan = make_plan(load_skeleton(job.model.source, job.model.revision), job.config, *_training(job.recovery))
             _print_json(asdict(plan)) if as_json else summary.show_plan(console, plan, job.output)
         else:
+            summary.show_cost(console, plan)
+            on_cpu = job.model.device == "cpu" or not torch.cuda.is_available()
+            if max_hours is not None and on_cpu:
+                _check_cost(plan.seconds / 3600, max_hours, job)
             report = job.run()
             _print_json(report.to_dict()) if as_json else summary.show_report(console, report, job.output)
+
+
+def _check_cost(hours: float, limit: float, job: PruningJob) -> None:
+    """Stop what takes too long, with the flag that makes it cheaper.
+
+    Raises:
+        ValueError: it would take longer than the limit.
+    """
+    if hours <= limit:
+        return
+    cheaper = "fewer --recover-steps" if job.recovery else "fewer --steps or --calibration-samples"
+    raise ValueError(
+        f"this would take about {hours:,.1f} hours on this CPU, more than the limit of {limit:g}: choose {cheaper}, "
+        "use a GPU, or raise --max-hours."
+    )
 
 
 def _training(recovery: RecoveryChoice | None) -> tuple[int, int, bool]:

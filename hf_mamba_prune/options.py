@@ -90,6 +90,9 @@ RecoverSteps = Annotated[
 ]
 RecoverRate = Annotated[float, _option(PRUNING, "--recover-lr", help="Peak learning rate of the recovery.")]
 RecoverBatch = Annotated[int, _option(PRUNING, "--recover-batch", help="Sequences of 512 tokens of a training step.")]
+MaxHours = Annotated[
+    float, _option(PRUNING, "--max-hours", help="Refuse to start what would take longer on this CPU.")
+]
 Seed = Annotated[int, _option(PRUNING, "--seed", help="Of every random choice.")]
 
 Calibration = Annotated[

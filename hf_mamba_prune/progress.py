@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from typing import TypeVar
 
@@ -16,11 +15,6 @@ def silence(silent: bool = True) -> None:
     """Switch all bars off, or on again."""
     global _silent
     _silent = silent
-
-
-def is_silent() -> bool:
-    """Whether bars are off; on no terminal they are off too."""
-    return _silent or not sys.stderr.isatty()
 
 
 def track(items: Iterable[Item], what: str, unit: str, total: int | None = None) -> tqdm:

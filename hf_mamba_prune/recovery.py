@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
 
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.gradual import GradualPruner
-from hf_mamba_prune.progress import is_silent
+from hf_mamba_prune.progress import track
 from hf_mamba_prune.report import RecoveryFacts
 from hf_mamba_prune.sequences import sample_sequences
 from hf_mamba_prune.texts import TextSource
@@ -63,6 +64,23 @@ class _Sequences(Dataset):
         return {"input_ids": self._tokens[index], "labels": self._tokens[index]}
 
 
+class _Bar(TrainerCallback):
+    """The bar of this package, on standard error, in place of the Trainer's."""
+
+    def on_train_begin(self, args, state, control, **rest) -> None:
+        self._bar = track(range(state.max_steps), "recover", "step")
+
+    def on_step_end(self, args, state, control, **rest) -> None:
+        self._bar.update()
+
+    def on_log(self, args, state, control, logs=None, **rest) -> None:
+        if logs is not None and "loss" in logs:
+            self._bar.set_postfix(loss=f"{logs['loss']:.3f}")
+
+    def on_train_end(self, args, state, control, **rest) -> None:
+        self._bar.close()
+
+
 def recover(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -102,18 +120,24 @@ def recover(
             logging_steps=max(1, recovery.steps // 20),
             save_strategy="no",
             report_to="none",
-            disable_tqdm=is_silent(),
+            disable_tqdm=True,
             use_cpu=model.device.type == "cpu",
             dataloader_pin_memory=model.device.type != "cpu",
             seed=config.seed,
         )
         trainer = PruningTrainer(
-            model, arguments, train_dataset=_Sequences(tokens), pruning_config=config, teacher=teacher
+            model,
+            arguments,
+            train_dataset=_Sequences(tokens),
+            pruning_config=config,
+            teacher=teacher,
+            callbacks=[_Bar()],
         )
         if recovery.gradual and not trainer.pruner.plan(recovery.steps):
             raise ValueError(
                 f"the model is {trainer.pruner.sparsity():.1%} sparse already: there is nothing to prune."
             )
+        trainer.remove_callback(PrinterCallback)  # its lines would stand in the middle of what the command prints
         trainer.train()
     model.to(dtype).eval()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

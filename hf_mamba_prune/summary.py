@@ -139,6 +139,14 @@ def show_plan(console: Console, plan: Plan, output: Path) -> None:
     _show(console, "Plan (nothing was changed)", table)
 
 
+def show_cost(console: Console, plan: Plan) -> None:
+    """Before a run starts: what it will take."""
+    console.print(
+        f"About to remove {plan.zeros:,} of {plan.prunable:,} prunable weights: about {plan.seconds:,.0f} s on this "
+        f"CPU besides evaluation, and {plan.memory_bytes / 1e9:.1f} GB of memory."
+    )
+
+
 def describe_model(model) -> list[dict[str, object]]:
     """One record a component: weights, share of the model, pruned by default, what switches it off."""
     total = sum(p.numel() for p in model.parameters())

@@ -73,7 +73,7 @@ def test_wrong_numbers_are_refused(values, message):
 
 
 @pytest.mark.parametrize("recipe", ["standard", "paper"])
-def test_the_command_trains(tmp_path, mamba, tokenizer, recipe):
+def test_the_command_trains(tmp_path, mamba, tokenizer, recipe, capsys):
     mamba.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     text = tmp_path / "text.txt"
@@ -91,14 +91,27 @@ def test_the_command_trains(tmp_path, mamba, tokenizer, recipe):
         "3",
     ]
     command += ["--recover-batch", "1", "--calibration", str(text), "--no-eval", "--output", str(output)]
-    command += ["--calibration-samples", "2", "--calibration-length", "16", "--quiet"]
+    command += ["--calibration-samples", "2", "--calibration-length", "16", "--json"]
     with pytest.raises(SystemExit) as ended:
         main(command)
     assert ended.value.code == 0
     report = json.loads((output / "report.json").read_text())
+    assert json.loads(capsys.readouterr().out) == report  # and nothing else on standard output
     assert report["recovery"]["gradual"] == (recipe == "paper") and report["recovery"]["steps"] == 9
     assert report["config"]["score"] == ("gradient-magnitude" if recipe == "paper" else "fisher")
     assert report["recovery"]["distilled"] == (recipe == "standard")
+
+
+def test_what_takes_too_long_is_refused_with_the_flag_that_helps(tmp_path, mamba, tokenizer, capsys):
+    mamba.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    command = [str(tmp_path / "model"), "--output", str(tmp_path / "out"), "--max-hours", "1e-9"]
+    for options, flag in (([], "fewer --steps or"), (["--recipe", "standard"], "fewer --recover-steps")):
+        with pytest.raises(SystemExit) as ended:
+            main([*command, *options])
+        assert ended.value.code == 2 and not (tmp_path / "out").exists()
+        error = capsys.readouterr().err
+        assert flag in error and "more than the limit of 1e-09" in error and "raise --max-hours" in error
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,23 @@ def test_the_callback_prunes_under_a_stock_trainer(mamba, tmp_path):
     assert trainer.state.log_history[-2]["sparsity"] == pytest.approx(SPARSITY, abs=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # TRL's own
+def test_the_callback_prunes_under_trls_sft_trainer(mamba, tokenizer, tmp_path):
+    from trl import SFTConfig, SFTTrainer
+
+    tokenizer.pad_token = tokenizer.eos_token
+    rows = Dataset.from_dict({"text": [f" The thing number {i} in the other ." for i in range(40)]})
+    args = SFTConfig(
+        str(tmp_path), max_steps=8, per_device_train_batch_size=2, learning_rate=1e-2, report_to="none", use_cpu=True,
+        save_strategy="no", disable_tqdm=True, bf16=False, gradient_checkpointing=False, max_length=32,
+    )  # fmt: skip
+    SFTTrainer(
+        mamba, args, train_dataset=rows, processing_class=tokenizer, callbacks=[PruningCallback(config())]
+    ).train()
+    zeros, total = share_of(zeros_of(mamba))
+    assert zeros == round(SPARSITY * total)
+
+
 def test_distillation_learns_the_teacher_and_not_the_labels(tmp_path):
     teacher = build_model("mamba")
     frozen = weights_sha256(teacher)
