@@ -22,7 +22,7 @@ from hf_mamba_prune.environment import CostMeter, hardware, versions
 from hf_mamba_prune.evaluation import Evaluation
 from hf_mamba_prune.loading import weights_sha256
 from hf_mamba_prune.masking import apply_masks, plan_masks
-from hf_mamba_prune.recovery import Recovery, recover
+from hf_mamba_prune.recovery import Recovery, recover, training_tokens
 from hf_mamba_prune.repair import repair
 from hf_mamba_prune.report import CalibrationFacts, ModelFacts, PruningReport, RepairFacts
 from hf_mamba_prune.schedules import sparsity_at
@@ -95,7 +95,8 @@ def prune(
         budget, repairs = _prune_in_steps(model, targets, config, sequences, meter)
     if recovery is not None:
         with meter.step("recover"):
-            trained, pruner = recover(model, tokenizer, config, recovery, teacher)
+            tokens = training_tokens(tokenizer, recovery, config.seed)
+            trained, pruner = recover(model, tokens, config, recovery, teacher)
         budget = budget or pruner.budget
         del teacher
     round_to(model, origin.saved_dtype or model.dtype)

@@ -64,6 +64,17 @@ class _Sequences(Dataset):
         return {"input_ids": self._tokens[index], "labels": self._tokens[index]}
 
 
+def training_tokens(tokenizer: PreTrainedTokenizerBase, recovery: Recovery, seed: int) -> torch.Tensor:
+    """Random windows of the recovery's text, as many as its steps take: (sequences, l).
+
+    Raises:
+        ValueError: the text is too short.
+    """
+    count = recovery.steps * recovery.batch_size
+    draw = seed + 1  # not the windows that the scores were measured on
+    return sample_sequences(recovery.text, tokenizer, count, recovery.length, draw)
+
+
 class _Bar(TrainerCallback):
     """The bar of this package, on standard error, in place of the Trainer's."""
 
@@ -83,7 +94,7 @@ class _Bar(TrainerCallback):
 
 def recover(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokens: torch.Tensor,
     config: PruningConfig,
     recovery: Recovery,
     teacher: nn.Module | None,
@@ -92,7 +103,7 @@ def recover(
 
     Args:
         model: pruned, or dense when `recovery.gradual`.
-        tokenizer: of the model.
+        tokens: token ids (sequences, l), as `training_tokens` draws them.
         config: components, seed, and for a gradual recovery how to prune.
         recovery: data and length of the training.
         teacher: the dense model; None: cross-entropy alone.
@@ -101,11 +112,8 @@ def recover(
         What was done, and the masks.
 
     Raises:
-        ValueError: the text is too short, or the config does not fit a training.
+        ValueError: the config does not fit a training.
     """
-    draw = config.seed + 1  # not the windows that the scores were measured on
-    count = recovery.steps * recovery.batch_size
-    tokens = sample_sequences(recovery.text, tokenizer, count, recovery.length, draw)
     dtype = model.dtype
     model.float()
     with tempfile.TemporaryDirectory() as folder:
@@ -144,7 +152,7 @@ def recover(
     facts = RecoveryFacts(
         text=recovery.text.name,
         steps=recovery.steps,
-        tokens=tokens.numel(),
+        tokens=recovery.steps * recovery.batch_size * tokens.shape[1],
         learning_rate=recovery.learning_rate,
         distilled=teacher is not None,
         gradual=recovery.gradual,
