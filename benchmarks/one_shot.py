@@ -1,6 +1,7 @@
 """One-shot quality: what each method keeps of a real model's perplexity, without any training.
 
-    python benchmarks/one_shot.py [--sparsity 0.5 0.7] [--seeds 3] [--rows ours wanda ...] [--windows N] [--c4]
+    python benchmarks/one_shot.py [--sparsity 0.5 0.7 2:4] [--seeds 3] [--rows ours wanda ...] [--windows N]
+        [--c4] [--second]
 
 Calibrated on 128 x 512 tokens of real text, measured on WikiText-103's raw test text as `hf-mamba-prune evaluate`
 does, every row on all projections (in, x, dt, out) with the same true sparsity. "magnitude, global" is what
@@ -39,10 +40,11 @@ ROWS: dict[str, tuple[str, dict]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(DATA.parent / "models" / "mamba-wiki-3m"))
-    parser.add_argument("--sparsity", type=float, nargs="+", default=[0.5, 0.7])
+    parser.add_argument("--sparsity", nargs="+", default=["0.5", "0.7"], help="numbers, or patterns such as 2:4")
     parser.add_argument("--seeds", type=int, default=3, help="of the calibration")
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--windows", type=int, default=None, help="only the first windows of 2,048 tokens")
+    parser.add_argument("--second", action="store_true", help="measure on C4 too")
     parser.add_argument("--c4", action="store_true", help="calibrate on C4 instead")
     arguments = parser.parse_args()
     if not DATA.is_dir():
@@ -51,33 +53,43 @@ def main() -> None:
     model, tokenizer = loaded.model, loaded.tokenizer
     source = DATA / ("calibration/c4.txt" if arguments.c4 else "text/enwiki.txt.xz")
     calibration = read_text(str(source), "train")
-    evaluation = Evaluation((read_text(str(DATA / "wikitext/wiki.test.raw"), "test"),), 2048, None, arguments.windows)
+    texts = ["wikitext/wiki.test.raw"] + (["calibration/c4.txt"] if arguments.second else [])
+    evaluation = Evaluation(
+        tuple(read_text(str(DATA / text), "test") for text in texts), 2048, None, arguments.windows
+    )
     dense = {name: value.clone() for name, value in model.state_dict().items()}
     with use_native(model):
-        base = evaluation.run(model, tokenizer)[0].perplexity
-        print(f"dense {base:.2f}; calibrated on 128 x 512 tokens of {source.name}\n")
-        print("| method | sparsity | perplexity | x dense | lowest to highest | seconds | peak GB |")
-        print("|---|---|---|---|---|---|---|", flush=True)
+        base = evaluation.run(model, tokenizer)
+        values = ", ".join(f"{metrics.perplexity:.2f} on {metrics.text}" for metrics in base)
+        print(f"dense {values}; calibrated on 128 x 512 tokens of {source.name}\n")
+        print("| method | sparsity | text | perplexity | x dense | lowest to highest | seconds | peak GB |")
+        print("|---|---|---|---|---|---|---|---|", flush=True)
         for sparsity in arguments.sparsity:
             for row in arguments.rows:
                 label, options = ROWS[row]
+                if ":" in sparsity:
+                    options = options | dict(pattern=sparsity, allocation=None, steps=1)
+                else:
+                    options = options | dict(sparsity=float(sparsity))
                 seeds = 1 if options.get("score") == "magnitude" else arguments.seeds  # it sees no data
                 found, seconds, peak = [], [], 0
                 for seed in range(seeds):
                     model.load_state_dict(dense)
                     started = time.perf_counter()
-                    report = prune(model, tokenizer, PruningConfig(sparsity, seed=seed, **options), calibration)
+                    report = prune(model, tokenizer, PruningConfig(seed=seed, **options), calibration)
                     seconds.append(time.perf_counter() - started)
                     peak = max(peak, *(cost.peak_bytes for cost in report.costs))
-                    assert report.sparsity.masked == round(sparsity * report.sparsity.prunable.weights)
-                    found.append(evaluation.run(model, tokenizer)[0].perplexity)
-                middle = statistics.mean(found)
-                spread = f"{min(found) / base:.4f} to {max(found) / base:.4f}"
-                print(
-                    f"| {label} | {sparsity:.0%} | {middle:.2f} | {middle / base:.4f} | {spread} "
-                    f"| {statistics.mean(seconds):.0f} | {peak / 1e9:.2f} |",
-                    flush=True,
-                )
+                    asked = report.config["sparsity"]
+                    assert report.sparsity.masked == round(asked * report.sparsity.prunable.weights)
+                    found.append([metrics.perplexity for metrics in evaluation.run(model, tokenizer)])
+                for metrics, values in zip(base, zip(*found, strict=True), strict=True):
+                    ratios = [value / metrics.perplexity for value in values]
+                    print(
+                        f"| {label} | {sparsity} | {metrics.text} | {statistics.mean(values):.2f} "
+                        f"| {statistics.mean(ratios):.4f} | {min(ratios):.4f} to {max(ratios):.4f} "
+                        f"| {statistics.mean(seconds):.0f} | {peak / 1e9:.2f} |",
+                        flush=True,
+                    )
 
 
 if __name__ == "__main__":
