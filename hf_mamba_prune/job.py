@@ -122,7 +122,7 @@ class PruningJob:
         """
         check_output(self.output, self.overwrite)
         self.model.check()
-        if not needs_data(self.config):
+        if not needs_data(self.config) or (self.recovery is not None and self.recovery.gradual):
             calibration = None
         elif self.calibration is None:
             raise ValueError("scores and reconstruction are measured on data: give --calibration.")

@@ -24,7 +24,7 @@ from hf_mamba_prune.loading import weights_sha256
 from hf_mamba_prune.masking import apply_masks, plan_masks
 from hf_mamba_prune.recovery import Recovery, recover, training_tokens
 from hf_mamba_prune.repair import repair
-from hf_mamba_prune.report import CalibrationFacts, ModelFacts, PruningReport, RepairFacts
+from hf_mamba_prune.report import CalibrationFacts, ModelFacts, PruningReport, RecoveryFacts, RepairFacts
 from hf_mamba_prune.schedules import sparsity_at
 from hf_mamba_prune.scores import build_score
 from hf_mamba_prune.selection import name_seed
@@ -84,21 +84,13 @@ def prune(
     origin = origin or Origin(model.name_or_path)
     evaluation = evaluation or Evaluation()
     facts = _model_facts(model, origin)
-    sequences = _sequences(tokenizer, config, calibration)
+    gradual = recovery is not None and recovery.gradual  # it measures on what it trains on
+    sequences = None if gradual else _sequences(tokenizer, config, calibration)
     zeros = ZeroCounter(model, targets)
 
     with meter.step("evaluate"):
         before = evaluation.run(model, tokenizer)
-    teacher = copy.deepcopy(model) if recovery is not None and recovery.distill else None
-    budget, repairs, trained = None, (), None
-    if recovery is None or not recovery.gradual:
-        budget, repairs = _prune_in_steps(model, targets, config, sequences, meter)
-    if recovery is not None:
-        with meter.step("recover"):
-            tokens = training_tokens(tokenizer, recovery, config.seed)
-            trained, pruner = recover(model, tokens, config, recovery, teacher)
-        budget = budget or pruner.budget
-        del teacher
+    budget, repairs, trained = _prune_and_train(model, tokenizer, targets, config, sequences, recovery, meter)
     round_to(model, origin.saved_dtype or model.dtype)
     with meter.step("evaluate"):
         after = evaluation.run(model, tokenizer)
@@ -116,6 +108,28 @@ def prune(
         versions=versions(),
         hardware=hardware(model.device),
     )
+
+
+def _prune_and_train(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    targets: Sequence[Target],
+    config: PruningConfig,
+    sequences: torch.Tensor | None,
+    recovery: Recovery | None,
+    meter: CostMeter,
+) -> tuple[Budget, tuple[RepairFacts, ...], RecoveryFacts | None]:
+    """Prune at rest and train then, or prune in training."""
+    teacher = copy.deepcopy(model) if recovery is not None and recovery.distill else None
+    budget, repairs = None, ()
+    if recovery is None or not recovery.gradual:
+        budget, repairs = _prune_in_steps(model, targets, config, sequences, meter)
+    if recovery is None:
+        return budget, repairs, None
+    with meter.step("recover"):
+        tokens = training_tokens(tokenizer, recovery, config.seed)
+        trained, pruner = recover(model, tokens, config, recovery, teacher)
+    return budget or pruner.budget, repairs, trained
 
 
 def _prune_in_steps(

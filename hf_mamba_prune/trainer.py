@@ -103,7 +103,6 @@ class PruningTrainer(Trainer):
         self.teacher = teacher
         if teacher is not None:
             teacher.requires_grad_(False).eval().to(self.args.device)
-            self.loss_is_scaled_for_ga = None
 
     @property
     def pruner(self) -> GradualPruner:

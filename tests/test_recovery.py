@@ -47,6 +47,7 @@ def test_the_papers_way_prunes_in_training(mamba, tokenizer):
     report = prune(mamba, tokenizer, config, TEXT, recovery=recovery)
     wanted = round(0.6 * sum(t.size for t in find_targets(mamba)))
     assert zeros_of(mamba) == report.sparsity.masked == wanted and report.recovery.gradual
+    assert report.calibration is None and [cost.step for cost in report.costs] == ["evaluate", "recover"]
     with pytest.raises(ValueError, match="60.0% sparse already: there is nothing to prune"):
         prune(mamba, tokenizer, config, TEXT, recovery=recovery)
 
