@@ -174,12 +174,19 @@ Runtime torch_runtime() {
   return forked.load(std::memory_order_relaxed) ? Runtime{} : found;
 }
 
+// A region ends only when each of its threads has come. Where cores are busy that can take milliseconds, and the pool
+// does without a thread that is late: then it serves for a while.
+constexpr std::chrono::microseconds kLate{500};
+constexpr int kWithoutRegions = 1024;
+std::atomic<int> without_regions{0};
+
 struct Shared {
   const Task task;
   const void* const context;
   const int64_t tasks;
   const Runtime runtime;
   const pthread_t caller = pthread_self();
+  const Clock::time_point begun = Clock::now();
   std::atomic<int64_t> next{0};
   std::atomic<int> through{1};
   std::mutex sleep;
@@ -190,6 +197,7 @@ struct Shared {
 // its core to them where cores are busy.
 void take_part(void* data) {
   Shared& shared = *static_cast<Shared*>(data);
+  if (Clock::now() - shared.begun > kLate) without_regions.store(kWithoutRegions, std::memory_order_relaxed);
   for (int64_t i; (i = shared.next.fetch_add(1, std::memory_order_relaxed)) < shared.tasks;) {
     shared.task(shared.context, i);
   }
@@ -222,7 +230,10 @@ void parallel(int64_t tasks, int threads, Task task, const void* context) {
     for (int64_t i = 0; i < tasks; ++i) task(context, i);
     return;
   }
-  if (const Runtime runtime = torch_runtime(); runtime.region != nullptr) {
+  const Runtime runtime = torch_runtime();
+  if (runtime.region != nullptr && without_regions.load(std::memory_order_relaxed) > 0) {
+    without_regions.fetch_sub(1, std::memory_order_relaxed);
+  } else if (runtime.region != nullptr) {
     Shared shared{task, context, tasks, runtime};
     runtime.region(take_part, &shared, static_cast<unsigned>(threads), 0);
     return;
