@@ -63,7 +63,7 @@ def _ranked_counts(slots: Sequence[Slot], total: int, score_of: ScoreOf, seed: i
 def owl(slots: Sequence[Slot], total: int, score_of: ScoreOf, config: PruningConfig, curves: Curves) -> Division:
     """The more outliers among the scores of a block, the less of it goes (OWL, arXiv 2310.05175; meant for Wanda's).
 
-    The sparsity of a block is at most 0.08 from the mean, and the same for all its tensors.
+    The sparsities of the blocks span 0.16 at most; all tensors of a block have the same.
     """
     outliers: dict[int | None, int] = {}
     sizes: dict[int | None, int] = {}

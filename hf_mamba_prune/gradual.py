@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from hf_mamba_prune.allocation import Budget
+from hf_mamba_prune.allocation import Budget, total_to_prune
 from hf_mamba_prune.architectures import Target, find_targets
 from hf_mamba_prune.calibration import GRADIENT_TERMS, Need, Statistics, TargetStatistics, calibrate, check_inputs
 from hf_mamba_prune.config import PruningConfig
@@ -18,6 +19,7 @@ from hf_mamba_prune.masking import plan_masks
 from hf_mamba_prune.schedules import sparsity_at
 from hf_mamba_prune.scores import build_score
 from hf_mamba_prune.selection import Keeper, lowest
+from hf_mamba_prune.slots import weights_to_prune
 
 STATE_NAME = "pruning_state.safetensors"
 
@@ -41,9 +43,9 @@ class GradualPruner:
         self._targets = find_targets(model, config.components)
         self._score = build_score(config)
         self._calibration = calibration
-        self._dropped = {target.name: target.weight(model) == 0 for target in self._targets}
+        self._dropped: dict[str, torch.Tensor] = {}
         self._averages: dict[Need, dict[str, torch.Tensor]] = {}
-        self._start_sparsity = self.sparsity()
+        self.restart()
         self._events: dict[int, float] = {}
         self.budget: Budget | None = None
         self.churn = 0.0
@@ -52,16 +54,23 @@ class GradualPruner:
 
     def _is_sparse_enough(self) -> bool:
         """Nothing is left to prune: only the masks must hold."""
-        return self._start_sparsity >= self.config.sparsity - 0.5 / sum(target.size for target in self._targets)
+        if self.config.group is not None:
+            kept, of = self.config.group
+            groups = (self._dropped[target.name].reshape(-1, of).sum(1) for target in self._targets)
+            return all(bool((masked >= of - kept).all()) for masked in groups)
+        return self._masked() >= weights_to_prune(self.config.sparsity, self._size)
 
     def _check(self) -> None:
         config = self.config
+        total_to_prune(self._targets, config, config.sparsity)
         check_inputs(self._targets, self._score.needs)
         if config.allocation == "sensitivity":
             raise ValueError("allocation 'sensitivity' needs a dense model at rest: choose another one for training.")
         gradients = self._score.needs <= GRADIENT_TERMS.keys()
         if config.measure == "training" and not gradients:
             raise ValueError(f"score {config.score!r} is not made of gradients: use measure='calibration' with it.")
+        if config.regrow and (config.group is not None or config.allocation == "per-row"):
+            raise ValueError("regrow exchanges weights within a whole tensor: not with a pattern or per-row.")
         if config.measure == "calibration" and self._score.needs and self._calibration is None:
             raise ValueError("measure='calibration' needs calibration sequences.")
 
@@ -72,6 +81,9 @@ class GradualPruner:
             ValueError: fewer steps in training than pruning steps.
         """
         config = self.config
+        for target in self._targets:
+            device = target.weight(self.model).device
+            self._dropped[target.name] = self._dropped[target.name].to(device)
         self._events = {}
         if self._is_sparse_enough():
             return {}
@@ -84,9 +96,15 @@ class GradualPruner:
         start = self._start_sparsity
         for step in range(1, config.steps + 1):
             progress = step / config.steps
-            self._events[round(first + (last - first) * progress)] = sparsity_at(
-                config.schedule, progress, config.sparsity, start
-            )
+            sparsity = sparsity_at(config.schedule, progress, config.sparsity, start)
+            # A run that goes on, longer perhaps than it was meant to be, does not go back.
+            if step == config.steps or weights_to_prune(sparsity, self._size) > self._masked():
+                self._events[math.floor(first + (last - first) * progress + 0.5)] = sparsity
+        return self.events
+
+    @property
+    def events(self) -> dict[int, float]:
+        """The optimizer steps after which it prunes, and the sparsity of each, as planned."""
         return dict(self._events)
 
     def finished(self, step: int) -> bool:
@@ -107,12 +125,14 @@ class GradualPruner:
         needs = set(self._score.needs) if self.config.measure == "training" else set()
         if self.config.regrow:
             needs.add(Need.GRADIENT_ABSOLUTE)
-        averaging = not self.finished(step)
-        for target in self._targets:
-            gradient = self.model.get_parameter(target.name).grad
+        gradients = {target.name: self.model.get_parameter(target.name).grad for target in self._targets}
+        for name, gradient in gradients.items():
             if gradient is None:
-                raise RuntimeError(f"{target.name} has no gradient: is it frozen? Prune what is trained only.")
-            own = gradient.view(target.shape)
+                raise RuntimeError(f"{name} has no gradient: is it frozen? Prune what is trained only.")
+        # An overflow, which the optimizer will skip, must not stay in the averages.
+        averaging = not self.finished(step) and all(bool(torch.isfinite(g.sum())) for g in gradients.values())
+        for target in self._targets:
+            own = gradients[target.name].view(target.shape)
             for need in needs if averaging else ():
                 term = GRADIENT_TERMS[need](own.float() / scale)
                 average = self._averages.setdefault(need, {})
@@ -141,9 +161,11 @@ class GradualPruner:
             drop = ~mask_of(target)
             if self.config.regrow and not self.finished(step):
                 drop = self._regrown(target, drop)
+            if torch.distributed.is_initialized():  # the same pass may round differently on every rank
+                torch.distributed.broadcast(drop, 0)
             changed += int((drop != self._dropped[target.name]).sum())
             self._dropped[target.name] = drop
-        self.churn = changed / sum(target.size for target in self._targets)
+        self.churn = changed / self._size
         if self.finished(step):
             self._averages.clear()
         self.apply()
@@ -172,9 +194,10 @@ class GradualPruner:
         weight = target.weight(self.model)
         name, seed = target.name, self.config.seed
         weakest = _lowest(torch.where(drop, torch.inf, weight.abs().float()), count, name, seed)
-        size = gradient.numel() - count
-        strongest = ~_lowest(torch.where(drop, gradient, -1.0).clamp_min(-1.0) + 1.0, size, name, seed)
-        return (drop | weakest) & ~strongest
+        masked = gradient[drop]
+        grown = torch.zeros_like(drop)
+        grown[drop] = ~_lowest(masked, masked.numel() - count, name, seed)
+        return (drop | weakest) & ~grown
 
     def sparsity(self) -> float:
         """Share of the prunable weights that is masked, 0 to 1."""
@@ -185,8 +208,21 @@ class GradualPruner:
         names = dict.fromkeys(target.component for target in self._targets)
         return {name: self._share([t for t in self._targets if t.component == name]) for name in names}
 
-    def _share(self, targets) -> float:
+    def _share(self, targets: Sequence[Target]) -> float:
         return sum(int(self._dropped[t.name].sum()) for t in targets) / sum(t.size for t in targets)
+
+    @property
+    def _size(self) -> int:
+        return sum(target.size for target in self._targets)
+
+    def _masked(self) -> int:
+        return sum(int(drop.sum()) for drop in self._dropped.values())
+
+    def restart(self) -> None:
+        """Take the masks from the model's zeros, and forget all averages."""
+        self._dropped = {target.name: target.weight(self.model) == 0 for target in self._targets}
+        self._averages = {}
+        self._start_sparsity = self.sparsity()
 
     def state(self) -> dict[str, torch.Tensor]:
         """Masks, eight to a byte, and averages: everything that a run needs to go on."""

@@ -20,6 +20,7 @@ from hf_mamba_prune.counting import ZeroCounter
 from hf_mamba_prune.divisions import Curves
 from hf_mamba_prune.environment import CostMeter, hardware, versions
 from hf_mamba_prune.evaluation import Evaluation
+from hf_mamba_prune.gradual import GradualPruner
 from hf_mamba_prune.loading import weights_sha256
 from hf_mamba_prune.masking import apply_masks, plan_masks
 from hf_mamba_prune.recovery import Recovery, recover, training_tokens
@@ -86,11 +87,14 @@ def prune(
     facts = _model_facts(model, origin)
     gradual = recovery is not None and recovery.gradual  # it measures on what it trains on
     sequences = None if gradual else _sequences(tokenizer, config, calibration)
+    tokens = None if recovery is None else training_tokens(tokenizer, recovery, config.seed)
+    if gradual:
+        GradualPruner(model, config).plan(recovery.steps)
     zeros = ZeroCounter(model, targets)
 
     with meter.step("evaluate"):
         before = evaluation.run(model, tokenizer)
-    budget, repairs, trained = _prune_and_train(model, tokenizer, targets, config, sequences, recovery, meter)
+    budget, repairs, trained = _prune_and_train(model, targets, config, sequences, recovery, tokens, meter)
     round_to(model, origin.saved_dtype or model.dtype)
     with meter.step("evaluate"):
         after = evaluation.run(model, tokenizer)
@@ -112,11 +116,11 @@ def prune(
 
 def _prune_and_train(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
     targets: Sequence[Target],
     config: PruningConfig,
     sequences: torch.Tensor | None,
     recovery: Recovery | None,
+    tokens: torch.Tensor | None,
     meter: CostMeter,
 ) -> tuple[Budget, tuple[RepairFacts, ...], RecoveryFacts | None]:
     """Prune at rest and train then, or prune in training."""
@@ -127,7 +131,6 @@ def _prune_and_train(
     if recovery is None:
         return budget, repairs, None
     with meter.step("recover"):
-        tokens = training_tokens(tokenizer, recovery, config.seed)
         trained, pruner = recover(model, tokens, config, recovery, teacher)
     return budget or pruner.budget, repairs, trained
 

@@ -133,6 +133,7 @@ def recover(
             dataloader_pin_memory=model.device.type != "cpu",
             seed=config.seed,
         )
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # one model on one device, however many there are
         trainer = PruningTrainer(
             model,
             arguments,

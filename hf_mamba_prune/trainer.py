@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ from hf_mamba_prune.native import use_native
 class PruningCallback(TrainerCallback):
     """Pruning for a trainer whose class you cannot change, TRL's `SFTTrainer` for example.
 
-    It masks gradients after they were clipped, so a clipped norm still counts those of masked weights, and a resumed
-    run starts its gradient averages anew; `PruningTrainer` has neither limit. One process, or DDP.
+    What `PruningTrainer` does besides: here gradients are averaged and masked after they were clipped, so a clipped norm
+    still counts those of masked weights; a resumed run starts its averages and its schedule anew from the zeros that it
+    finds; `load_best_model_at_end` may choose a checkpoint before the final sparsity; reporters that come before this
+    callback do not see the sparsity; and no `pruning_config.json` is written. One process, or DDP.
 
     Args:
         config: how to prune.
@@ -32,22 +35,25 @@ class PruningCallback(TrainerCallback):
         self._config, self._calibration = config, calibration
         self.pruner: GradualPruner | None = None
         self.sees_gradients = True
+        self._held: torch.optim.Optimizer | None = None
 
     def attach(self, model: nn.Module) -> GradualPruner:
-        """Make the masks of a model, once."""
-        if self.pruner is None:
+        """The masks of a model; new ones when it is another model than before."""
+        if self.pruner is None or self.pruner.model is not model:
             self.pruner = GradualPruner(model, self._config, self._calibration)
         return self.pruner
 
-    def hold(self, optimizer: torch.optim.Optimizer) -> None:
-        """Zeros are zero again after each step of this optimizer, wrapped or not."""
+    def _hold(self, optimizer: torch.optim.Optimizer) -> None:
+        """Zeros are zero again after each step of this optimizer, wrapped or not, whoever made it."""
         inner = getattr(optimizer, "optimizer", optimizer)
-        inner.register_step_post_hook(lambda *_: self.pruner.apply())
+        if inner is not self._held:
+            inner.register_step_post_hook(lambda *_: self.pruner.apply())
+            self._held = inner
 
     def on_train_begin(self, args, state, control, model=None, optimizer=None, **rest) -> None:
-        if self.pruner is None:
-            self.attach(getattr(model, "module", model))
-            self.hold(optimizer)
+        _check_arguments(args)
+        self.attach(getattr(model, "module", model))
+        self._hold(optimizer)
         self.pruner.plan(state.max_steps)
 
     def on_pre_optimizer_step(self, args, state, control, **rest) -> None:
@@ -93,7 +99,7 @@ class PruningTrainer(Trainer):
         **kwargs,
     ) -> None:
         super().__init__(*args, **kwargs)
-        _check_strategy(self)
+        _check_arguments(self.args)
         self.pruning_config = pruning_config
         self._pruning = PruningCallback(pruning_config, calibration)
         self._pruning.sees_gradients = False
@@ -119,14 +125,6 @@ class PruningTrainer(Trainer):
         with use_native(self.model):
             return super().evaluate(*args, **kwargs)
 
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """`Trainer.create_optimizer`; the masks hold after each of its steps."""
-        made = self.optimizer is None
-        optimizer = super().create_optimizer(model)
-        if made:
-            self._pruning.hold(optimizer)
-        return optimizer
-
     def training_step(
         self, model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
@@ -149,6 +147,7 @@ class PruningTrainer(Trainer):
         if self.teacher is None or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         hidden = bool(self.pruning_config.hidden_weight)
+        labels = inputs["labels"]
         inputs = {**inputs, "output_hidden_states": hidden}
         with torch.no_grad():
             taught = self.teacher(**{name: value for name, value in inputs.items() if name != "labels"})
@@ -157,9 +156,10 @@ class PruningTrainer(Trainer):
         if num_items_in_batch is not None and self.model_accepts_loss_kwargs:
             scale = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
             count = num_items_in_batch / scale
-        states = [tuple(out.hidden_states[1:]) if hidden else () for out in (outputs, taught)]
+        # The outputs of all blocks, and behind them that of the last norm.
+        states = [tuple(out.hidden_states[:-1]) if hidden else () for out in (outputs, taught)]
         loss = distill(
-            loss, (outputs.logits, states[0]), (taught.logits, states[1]), inputs["labels"], self.pruning_config, count
+            loss, (outputs.logits, states[0]), (taught.logits, states[1]), labels, self.pruning_config, count
         )
         return (loss, outputs) if return_outputs else loss
 
@@ -174,27 +174,35 @@ class PruningTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and (Path(checkpoint) / STATE_NAME).is_file():
+        if checkpoint is None:
+            return
+        self._pruning.attach(self.model)
+        if (Path(checkpoint) / STATE_NAME).is_file():
             self.pruner.load(Path(checkpoint))
+        else:
+            warnings.warn(
+                f"{checkpoint} holds no {STATE_NAME}: its zeros are kept, but gradient averages and schedule start anew.",
+                stacklevel=2,
+            )
+            self.pruner.restart()
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """Only models of the final sparsity may be the best one."""
         return self.pruner.finished(self.state.global_step) and super()._determine_best_metric(metrics, trial)
 
 
-def _check_strategy(trainer: Trainer) -> None:
-    """Refuse what would break the masks.
+def _check_arguments(args: TrainingArguments) -> None:
+    """Refuse ways of training on many devices that would break the masks.
 
     Raises:
         ValueError: says what to use instead.
     """
-    args: TrainingArguments = trainer.args
-    kind = trainer.accelerator.distributed_type
+    kind = args.distributed_state.distributed_type
     if args.n_gpu > 1:
         raise ValueError(
             "nn.DataParallel copies the model at each step: start with `accelerate launch` (DDP) instead."
         )
-    if kind == DistributedType.DEEPSPEED:
+    if kind == DistributedType.DEEPSPEED or args.deepspeed:
         raise ValueError("DeepSpeed keeps weights of its own beside the model's: use DDP through `accelerate launch`.")
-    if kind == DistributedType.FSDP:
+    if kind == DistributedType.FSDP or args.fsdp:
         raise ValueError("sharded training (FSDP) is not supported yet: use DDP through `accelerate launch`.")

@@ -61,6 +61,26 @@ def test_a_forked_child_works():
     assert child.exitcode == 0
 
 
+FORKED = """
+import os, sys, torch
+from hf_mamba_prune import native
+torch.set_num_threads(2)
+torch.randn(1500, 1500) @ torch.randn(1500, 1500)  # torch's threads exist, and no kernel has run yet
+child = os.fork()
+if child == 0:
+    x = torch.randn(1, 64, 300)
+    native.causal_conv1d(x, torch.randn(64, 4), None, "silu")
+    native.keep_above(torch.rand(1 << 21), 0, torch.empty(1 << 21, dtype=torch.bool))
+    os._exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@needs_kernels
+def test_a_child_forked_before_any_kernel_ran_works():
+    subprocess.run([sys.executable, "-c", FORKED], check=True, timeout=60)
+
+
 @needs_kernels
 def test_many_python_threads_share_the_pool():
     expected, found = scanned(), []

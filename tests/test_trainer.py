@@ -63,7 +63,7 @@ def test_sparsity_is_exact_at_every_step_and_zeros_stay(case, tmp_path, score, a
     trainer.train()
     total = share_of(watch.zeros[0])[1]
     wanted = [0.0] * 8
-    for step, sparsity in trainer.pruner.plan(8).items():
+    for step, sparsity in trainer.pruner.events.items():
         wanted[step - 1 :] = [sparsity] * (9 - step)
     assert [share_of(zeros)[0] for zeros in watch.zeros] == [round(s * total) for s in wanted]
     for before, after in zip(watch.zeros, watch.zeros[1:], strict=False):
@@ -137,6 +137,107 @@ def test_masked_gradients_are_gone_before_clipping(mamba, tmp_path):
         pruning_config=config(sparsity=zeros / total), callbacks=[Norm()],
     ).train()  # fmt: skip
     assert len(seen) == 8
+
+
+def check_final(model):
+    zeros, total = share_of(zeros_of(model))
+    assert zeros == round(SPARSITY * total)
+
+
+def test_the_users_own_optimizer_is_held_too(mamba, tmp_path):
+    optimizer = torch.optim.AdamW(mamba.parameters(), lr=1e-2)
+    trainer = PruningTrainer(
+        mamba, arguments(tmp_path), train_dataset=DATA, pruning_config=config(), optimizers=(optimizer, None)
+    )
+    trainer.train()
+    check_final(mamba)
+
+
+def test_training_twice_or_longer_than_planned_never_goes_back(mamba, tmp_path):
+    watch = Watch()
+    args = arguments(tmp_path, save_strategy="steps", save_steps=6)
+    trainer = PruningTrainer(mamba, args, train_dataset=DATA, pruning_config=config(), callbacks=[watch])
+    trainer.train()
+    trainer.train()
+    longer = PruningTrainer(
+        build_model("mamba"), arguments(tmp_path, max_steps=16), train_dataset=DATA, pruning_config=config(),
+        callbacks=[watch],
+    )  # fmt: skip
+    longer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    counts = [share_of(zeros)[0] for zeros in watch.zeros]
+    assert counts[7:] == [counts[7]] * (len(counts) - 7) and len(counts) == 26
+    check_final(mamba)
+
+
+def test_a_callback_serves_two_trainers(mamba, tmp_path):
+    callback = PruningCallback(config())
+    for model in (mamba, mamba, build_model("mamba")):
+        Trainer(model, arguments(tmp_path), train_dataset=DATA, callbacks=[callback]).train()
+        check_final(model)
+
+
+def test_model_init_makes_masks_of_its_own(tmp_path):
+    trainer = PruningTrainer(
+        model_init=lambda: build_model("mamba"), args=arguments(tmp_path), train_dataset=DATA, pruning_config=config()
+    )
+    trainer.train()
+    check_final(trainer.model)
+
+
+def test_a_checkpoint_without_pruning_state_keeps_its_zeros_and_says_so(tmp_path):
+    def trainer(**options):
+        args = arguments(tmp_path, save_strategy="steps", save_steps=7, **options)
+        return PruningTrainer(build_model("mamba"), args, train_dataset=DATA, pruning_config=config())
+
+    trainer(save_only_model=True).train()
+    again = trainer()
+    with pytest.warns(UserWarning, match="checkpoint-7 holds no pruning_state.safetensors: its zeros are kept"):
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
+    check_final(again.model)
+
+
+def test_an_overflow_does_not_stay_in_the_averages(mamba):
+    pruner = GradualPruner(mamba, config())
+    pruner.plan(8)
+    for step, value in enumerate((1.0, float("inf"), float("nan"), 2.0)):
+        for target in find_targets(mamba):
+            parameter = mamba.get_parameter(target.name)
+            parameter.grad = torch.rand(parameter.shape)
+            parameter.grad.view(-1)[0] = value
+        pruner.observe(step)
+        pruner.rise(step + 1)
+    assert 0 < pruner.sparsity() < SPARSITY
+
+
+def test_label_smoothing_goes_with_a_teacher(mamba, tmp_path):
+    args = arguments(tmp_path, label_smoothing_factor=0.1)
+    PruningTrainer(mamba, args, train_dataset=DATA, pruning_config=config(), teacher=build_model("mamba")).train()
+    check_final(mamba)
+
+
+def test_small_gradients_rank_as_large_ones_in_regrowth(mamba):
+    grown = []
+    for scale in (1.0, 1e-9):
+        pruner = GradualPruner(mamba, config(sparsity=0.5, regrow=0.2, steps=2, end=1.0, allocation="uniform"))
+        pruner.plan(4)
+        for target in find_targets(mamba):
+            parameter = mamba.get_parameter(target.name)
+            generator = torch.Generator().manual_seed(target.size)
+            parameter.grad = scale * torch.rand(parameter.shape, generator=generator)
+        pruner.observe(0)
+        target = find_targets(mamba)[0]
+        drop = torch.rand(target.shape, generator=torch.Generator().manual_seed(1)) < 0.5
+        grown.append(pruner._regrown(target, drop))
+    assert torch.equal(*grown)
+
+
+def test_a_pattern_is_not_taken_for_any_zeros(mamba, tmp_path):
+    for target in find_targets(mamba):
+        target.weight(mamba)[:, : 1 + target.shape[1] // 2] = 0
+    pruning = PruningConfig(pattern="2:4", score="magnitude", steps=1)
+    PruningTrainer(mamba, arguments(tmp_path), train_dataset=DATA, pruning_config=pruning).train()
+    for target in find_targets(mamba):
+        assert ((target.weight(mamba) == 0).reshape(-1, 4).sum(1) >= 2).all()
 
 
 def test_an_overridden_loss_keeps_the_sparsity(mamba, tmp_path):
@@ -222,7 +323,7 @@ def test_only_a_model_of_the_final_sparsity_can_be_the_best(mamba, tmp_path):
         mamba, args, train_dataset=DATA, eval_dataset=DATA.select(range(4)), pruning_config=config()
     )
     trainer.train()
-    assert trainer.state.best_global_step >= max(trainer.pruner.plan(8))
+    assert trainer.state.best_global_step >= max(trainer.pruner.events)
     zeros, total = share_of(zeros_of(mamba))
     assert zeros == round(SPARSITY * total)
 

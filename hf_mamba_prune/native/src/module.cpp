@@ -12,6 +12,7 @@
 #endif
 
 #include "dispatch.h"
+#include "pool.h"
 
 namespace nb = nanobind;
 using namespace hmp;
@@ -91,6 +92,7 @@ void announce(const View& out, const Conv& c) { announce(out, c.batch, c.length,
 
 NB_MODULE(_kernels, module) {
   using ConvShape = std::tuple<int64_t, int64_t, int64_t, int64_t, bool>;
+  hmp::notice_forks();
 
   module.def("instruction_sets", [] {
     std::vector<std::string> names;

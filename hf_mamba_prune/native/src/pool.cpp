@@ -130,15 +130,9 @@ void after_fork() {
   pool.store(nullptr);
 }
 
-void notice_forks() {
-  static std::once_flag once;
-  std::call_once(once, [] { pthread_atfork(nullptr, nullptr, after_fork); });
-}
-
 Pool& the_pool() {
   Pool* current = pool.load(std::memory_order_acquire);
   if (current != nullptr) return *current;
-  notice_forks();
   Pool* fresh = new Pool;
   if (pool.compare_exchange_strong(current, fresh)) return *fresh;
   delete fresh;
@@ -165,7 +159,6 @@ void find(Function*& function, const char* name) {
 // What a forked child inherits of it does not work: it gets none.
 Runtime torch_runtime() {
   static const Runtime found = [] {
-    notice_forks();
     Runtime runtime;
     find(runtime.region, "GOMP_parallel");
     find(runtime.team, "omp_get_num_threads");
@@ -223,6 +216,11 @@ struct Scratch {
 thread_local Scratch thread_scratch;
 
 }  // namespace
+
+void notice_forks() {
+  static std::once_flag once;
+  std::call_once(once, [] { pthread_atfork(nullptr, nullptr, after_fork); });
+}
 
 void parallel(int64_t tasks, int threads, Task task, const void* context) {
   if (threads > tasks) threads = static_cast<int>(tasks);

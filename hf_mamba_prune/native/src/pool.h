@@ -8,6 +8,9 @@ namespace hmp {
 
 using Task = void (*)(const void* context, int64_t task);
 
+// From now on a forked child knows that it is one. To be called once, before anything else.
+void notice_forks();
+
 // Runs task(context, i) for i in [0, tasks), on at most `threads` threads, the caller's included.
 // Which thread runs which task is not fixed, so a task may only write what no other task reads or writes.
 void parallel(int64_t tasks, int threads, Task task, const void* context);
