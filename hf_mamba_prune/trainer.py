@@ -21,10 +21,10 @@ from hf_mamba_prune.native import use_native
 class PruningCallback(TrainerCallback):
     """Pruning for a trainer whose class you cannot change, TRL's `SFTTrainer` for example.
 
-    What `PruningTrainer` does besides: here gradients are averaged and masked after they were clipped, so a clipped norm
-    still counts those of masked weights; a resumed run starts its averages and its schedule anew from the zeros that it
-    finds; `load_best_model_at_end` may choose a checkpoint before the final sparsity; reporters that come before this
-    callback do not see the sparsity; and no `pruning_config.json` is written. One process, or DDP.
+    Its limits, none of which `PruningTrainer` has: gradients are averaged and masked after they were clipped, so a
+    clipped norm still counts those of masked weights; a resumed run starts averages and schedule anew from the zeros
+    that it finds; `load_best_model_at_end` may choose a checkpoint before the final sparsity; reporters that come
+    before this callback do not see the sparsity; no `pruning_config.json` is written. One process, or DDP.
 
     Args:
         config: how to prune.
@@ -181,7 +181,7 @@ class PruningTrainer(Trainer):
             self.pruner.load(Path(checkpoint))
         else:
             warnings.warn(
-                f"{checkpoint} holds no {STATE_NAME}: its zeros are kept, but gradient averages and schedule start anew.",
+                f"{checkpoint} holds no {STATE_NAME}: its zeros are kept, but averages and schedule start anew.",
                 stacklevel=2,
             )
             self.pruner.restart()
