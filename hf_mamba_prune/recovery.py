@@ -117,23 +117,7 @@ def recover(
     dtype = model.dtype
     model.float()
     with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            max_steps=recovery.steps,
-            per_device_train_batch_size=recovery.batch_size,
-            learning_rate=recovery.learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=max(1, recovery.steps // 10),
-            max_grad_norm=1.0,
-            logging_steps=max(1, recovery.steps // 20),
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=model.device.type == "cpu",
-            dataloader_pin_memory=model.device.type != "cpu",
-            seed=config.seed,
-        )
-        arguments._n_gpu = min(arguments.n_gpu, 1)  # one model on one device, however many there are
+        arguments = _arguments(folder, model, config, recovery)
         trainer = PruningTrainer(
             model,
             arguments,
@@ -161,3 +145,24 @@ def recover(
         last_loss=losses[-1],
     )
     return facts, trainer.pruner
+
+
+def _arguments(folder: str, model: PreTrainedModel, config: PruningConfig, recovery: Recovery) -> TrainingArguments:
+    arguments = TrainingArguments(
+        output_dir=folder,
+        max_steps=recovery.steps,
+        per_device_train_batch_size=recovery.batch_size,
+        learning_rate=recovery.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, recovery.steps // 10),
+        max_grad_norm=1.0,
+        logging_steps=max(1, recovery.steps // 20),
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=model.device.type == "cpu",
+        dataloader_pin_memory=model.device.type != "cpu",
+        seed=config.seed,
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one model on one device, however many there are
+    return arguments
