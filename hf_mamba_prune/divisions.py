@@ -22,7 +22,7 @@ Curves = Mapping[str, Sequence[tuple[float, float]]]
 """Of each slot by name, what pruning it alone costs: (sparsity, rise of the loss in nats), sparsities ascending."""
 
 _OUTLIER, _OWL_RANGE = 5.0, 0.08
-"""A score that many times above its tensor's mean is an outlier; how far a block may be from the mean sparsity."""
+"""A score that many times above its tensor's mean is an outlier; half the span of the blocks' sparsities."""
 
 
 def uniform(slots: Sequence[Slot], total: int, score_of: ScoreOf, config: PruningConfig, curves: Curves) -> Division:

@@ -87,9 +87,7 @@ def prune(
     facts = _model_facts(model, origin)
     gradual = recovery is not None and recovery.gradual  # it measures on what it trains on
     sequences = None if gradual else _sequences(tokenizer, config, calibration)
-    tokens = None if recovery is None else training_tokens(tokenizer, recovery, config.seed)
-    if gradual:
-        GradualPruner(model, config).plan(recovery.steps)
+    tokens = None if recovery is None else _training_tokens(model, tokenizer, config, recovery)
     zeros = ZeroCounter(model, targets)
 
     with meter.step("evaluate"):
@@ -112,6 +110,15 @@ def prune(
         versions=versions(),
         hardware=hardware(model.device),
     )
+
+
+def _training_tokens(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: PruningConfig, recovery: Recovery
+) -> torch.Tensor:
+    """The training data; what cannot be trained is refused here, before the work."""
+    if recovery.gradual:
+        GradualPruner(model, config).plan(recovery.steps)
+    return training_tokens(tokenizer, recovery, config.seed)
 
 
 def _prune_and_train(
