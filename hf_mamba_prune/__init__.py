@@ -10,6 +10,7 @@ from hf_mamba_prune.evaluation import Evaluation
 from hf_mamba_prune.job import EvaluationChoice, ModelChoice, PruningJob
 from hf_mamba_prune.loading import load_model
 from hf_mamba_prune.native import use_native
+from hf_mamba_prune.packed import register as _register_packed_models
 from hf_mamba_prune.pruning import Origin, prune
 from hf_mamba_prune.recovery import Recovery
 from hf_mamba_prune.report import PruningReport
@@ -42,3 +43,5 @@ __all__ = [
     "read_text",
     "use_native",
 ]
+
+_register_packed_models()

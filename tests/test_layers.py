@@ -19,7 +19,7 @@ LAYERS = {
     2: "architectures",
     3: "scores masks slots divisions allocation selection reconstruction distributed calibration native",
     4: """
-        pruning evaluation analysis checkpoint runtime heads tasks trainer distillation loading
+        pruning evaluation analysis checkpoint packed runtime heads tasks trainer distillation loading
         counting environment texts sequences metrics original_layout blocks repair plan
         sensitivity stability gradual masking recovery
     """,

@@ -2,10 +2,12 @@
 // exactly its size, so that a read or write beyond it is caught.
 #include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <memory>
 #include <vector>
 
 #include "dispatch.h"
+#include "packed_model.h"
 
 using namespace hmp;
 
@@ -35,6 +37,38 @@ class Tensors {
     made.channel_stride = channel_major ? length : 1;
     return made;
   }
+  // A packed matrix of about a third of its weights, or a dense one; kReadable bytes stand behind the values.
+  PackedMatrix packed(int64_t rows, int64_t columns, Coding coding, bool masked) {
+    constexpr int kBytes[] = {4, 2, 2, 1};
+    PackedMatrix m;
+    m.rows = rows, m.columns = columns, m.coding = coding;
+    words_.push_back(std::make_unique<std::vector<uint64_t>>(rows * m.words()));
+    starts_.push_back(std::make_unique<std::vector<uint32_t>>(rows));
+    uint32_t kept = 0;
+    for (int64_t row = 0; row < rows; ++row) {
+      (*starts_.back())[row] = kept;
+      for (int64_t column = 0; column < columns; ++column) {
+        if (masked && (row == 1 || next() < 0.4f) && row != 2) continue;
+        (*words_.back())[row * m.words() + column / 64] |= uint64_t{1} << column % 64;
+        ++kept;
+      }
+    }
+    bytes_.push_back(std::make_unique<std::vector<char>>(kept * kBytes[static_cast<int>(coding)] + kReadable));
+    for (uint32_t i = 0; i < kept; ++i) {
+      const float value = next();
+      uint32_t bits;
+      std::memcpy(&bits, &value, 4);
+      const uint16_t half = coding == Coding::kBFloat16 ? bits >> 16 : 0x3400 | (bits >> 20 & 0x83ff);
+      char* to = bytes_.back()->data() + i * kBytes[static_cast<int>(coding)];
+      if (coding == Coding::kFloat32) std::memcpy(to, &value, 4);
+      if (coding == Coding::kInt8) *to = static_cast<char>(value * 127);
+      if (coding == Coding::kBFloat16 || coding == Coding::kFloat16) std::memcpy(to, &half, 2);
+    }
+    m.values = bytes_.back()->data();
+    if (masked) m.masks = words_.back()->data(), m.starts = starts_.back()->data();
+    if (coding == Coding::kInt8) m.scales = floats(rows);
+    return m;
+  }
   bool finite() const {
     for (const auto& block : blocks_) {
       for (float value : *block) {
@@ -52,6 +86,9 @@ class Tensors {
   uint32_t seed_ = 1;
   std::vector<std::unique_ptr<std::vector<float>>> blocks_;
   std::vector<std::unique_ptr<std::vector<uint16_t>>> halves_;
+  std::vector<std::unique_ptr<std::vector<uint64_t>>> words_;
+  std::vector<std::unique_ptr<std::vector<uint32_t>>> starts_;
+  std::vector<std::unique_ptr<std::vector<char>>> bytes_;
 };
 
 bool run_scan(const KernelTable& table, const ScanShape& s, bool half, bool channel_major) {
@@ -121,6 +158,57 @@ bool run_select(const KernelTable& table, int64_t count, Dtype dtype) {
   return sum == count && hits.below + hits.found <= count && more.found == count;
 }
 
+bool run_packed(const KernelTable& table, int64_t rows, int64_t columns, Coding coding, bool masked) {
+  Tensors own;
+  const PackedMatrix m = own.packed(rows, columns, coding, masked);
+  for (int64_t batch = 1; batch <= kMaxBatch; batch += 3) {
+    const PackedProduct product{&m, batch, own.floats(batch * columns), own.floats(batch * rows)};
+    table.packed_product(product, 2);
+  }
+  std::vector<uint16_t> halves(rows * columns);
+  const std::vector<int64_t> chosen{rows - 1, 0, rows / 2};
+  table.packed_rows({&m, nullptr, rows / 2, rows - rows / 2, false, true,
+                     reinterpret_cast<char*>(own.floats((rows - rows / 2) * columns))}, 2);
+  table.packed_rows({&m, nullptr, 0, rows, true, false, reinterpret_cast<char*>(halves.data())}, 2);
+  table.packed_rows({&m, chosen.data(), 0, 3, false, true, reinterpret_cast<char*>(own.floats(3 * columns))}, 2);
+  return own.finite();
+}
+
+bool run_token(const KernelTable& table, bool mamba2, int64_t batch, int threads) {
+  Tensors own;
+  PackedModel model;
+  model.d_model = 24, model.d_inner = 48, model.states = mamba2 ? 20 : 16, model.conv_width = mamba2 ? 3 : 4;
+  model.rank = mamba2 ? 0 : 5, model.heads = mamba2 ? 4 : 0, model.groups = mamba2 ? 2 : 1;
+  model.norm_eps = 1e-5f, model.mixer_eps = batch == 1 ? 1e-6f : 0.0f;
+  const int64_t heads = mamba2 ? model.heads : model.d_inner, channels = model.conv_channels();
+  std::vector<float*> windows, states;
+  for (int layer = 0; layer < 3; ++layer) {
+    PackedLayer l;
+    const Coding coding = static_cast<Coding>(layer + 1);
+    l.in_proj = own.packed(model.in_rows(), model.d_model, coding, true);
+    if (!mamba2) l.x_proj = own.packed(model.small_rows(), model.d_inner, coding, layer > 0);
+    if (!mamba2) l.dt_proj = own.packed(model.d_inner, model.rank, coding, true);
+    l.out_proj = own.packed(model.d_model, model.d_inner, coding, true);
+    l.norm = own.floats(model.d_model), l.in_bias = own.floats(model.in_rows());
+    l.conv_weight = own.floats(channels * model.conv_width), l.conv_bias = own.floats(channels);
+    l.dt_bias = own.floats(heads), l.D = own.floats(heads), l.out_bias = own.floats(model.d_model);
+    float* A = own.floats(mamba2 ? heads : heads * model.states);
+    for (int64_t i = 0; i < (mamba2 ? heads : heads * model.states); ++i) A[i] = -std::fabs(A[i]);
+    l.A = A;
+    if (mamba2) l.gate_norm = own.floats(model.d_inner);
+    model.layers.push_back(l);
+    windows.push_back(own.floats(batch * channels * model.conv_width));
+    states.push_back(own.floats(batch * model.d_inner * model.states));
+  }
+  model.final_norm = own.floats(model.d_model);
+  model.embeddings = model.head = own.packed(70, model.d_model, Coding::kInt8, false);
+  const std::vector<int64_t> tokens(batch, 69);
+  const TokenStep step{&model,       batch, tokens.data(), windows.data(), states.data(), own.floats(batch * 70),
+                       own.floats(model.memory(batch)), threads};
+  for (int i = 0; i < 5; ++i) table.token_step(step);
+  return own.finite();
+}
+
 }  // namespace
 
 int main() {
@@ -140,6 +228,19 @@ int main() {
       }
       for (Dtype dtype : {Dtype::kFloat32, Dtype::kBFloat16, Dtype::kFloat16}) {
         count(run_select(*table, l == 513 ? 1100001 : l, dtype));
+      }
+    }
+    for (int64_t columns : {1, 5, 63, 64, 65, 129, 200}) {
+      for (int64_t rows : {3, 16, 37}) {
+        for (int coding = 0; coding < 8; ++coding) {
+          count(run_packed(*table, rows, columns, static_cast<Coding>(coding / 2), coding % 2 == 0));
+        }
+      }
+    }
+    for (int64_t batch : {1, 3, 8}) {
+      for (int threads : {1, 3}) {
+        count(run_token(*table, false, batch, threads));
+        count(run_token(*table, true, batch, threads));
       }
     }
   }

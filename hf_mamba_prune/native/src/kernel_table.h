@@ -98,6 +98,10 @@ struct ScanSizes {
   int64_t tile, tiles, blocks, shares, padded_states;
 };
 
+struct TokenStep;
+struct PackedProduct;
+struct PackedRows;
+
 struct KernelTable {
   const char* name;
   int lanes;
@@ -112,12 +116,16 @@ struct KernelTable {
   int64_t (*keep_above)(const Values&, uint32_t threshold, uint8_t* keep, int threads);
   BetweenCounts (*between)(const Values&, uint32_t low, uint32_t high, int64_t* positions, int32_t* keys, int64_t room,
                            int threads);
+  void (*packed_product)(const PackedProduct&, int threads);
+  void (*packed_rows)(const PackedRows&, int threads);
+  void (*token_step)(const TokenStep&);
 };
 
 extern const KernelTable kPortable;
 #if defined(__x86_64__)
 extern const KernelTable kAvx2;
 extern const KernelTable kAvx512;
+extern const KernelTable kAvx512Bf16;
 #endif
 
 }  // namespace hmp

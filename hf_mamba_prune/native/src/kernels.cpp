@@ -4,6 +4,7 @@
 #include "scan_forward.h"
 #include "select.h"
 #include "step.h"
+#include "token.h"
 
 #define HMP_TEXT_OF(name) #name
 #define HMP_TEXT(name) HMP_TEXT_OF(name)
@@ -23,6 +24,9 @@ extern const KernelTable HMP_TABLE = {
     HMP_ISA::range_histogram,
     HMP_ISA::keep_above,
     HMP_ISA::between,
+    HMP_ISA::packed_product,
+    HMP_ISA::packed_rows,
+    HMP_ISA::token_step,
 };
 
 }  // namespace hmp

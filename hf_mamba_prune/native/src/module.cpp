@@ -12,6 +12,7 @@
 #endif
 
 #include "dispatch.h"
+#include "packed_module.h"
 #include "pool.h"
 
 namespace nb = nanobind;
@@ -215,4 +216,5 @@ NB_MODULE(_kernels, module) {
                                                reinterpret_cast<int32_t*>(keys), room, threads);
     return std::make_tuple(counts.below, counts.found);
   });
+  define_packed(module);
 }

@@ -8,8 +8,8 @@ namespace HMP_ISA {
 
 constexpr int64_t kStepChannels = 128;  // channels a task; short enough to share, long enough to be worth waking up for
 
-// The states of one channel: vectors along n, the last one padded on the stack. Returns C h.
-HMP_INLINE float step_channel(float* state, const float* rates, float rate, float dt, float dtu, const float* B,
+// The states of one channel: vectors along n, the last one padded on the stack. C h is the sum over the lanes.
+HMP_INLINE Floats step_channel(float* state, const float* rates, float rate, float dt, float dtu, const float* B,
                               const float* C, int64_t states) {
   const Floats shared = exp2(splat(dt * rate));
   Floats sum{};
@@ -20,7 +20,7 @@ HMP_INLINE float step_channel(float* state, const float* rates, float rate, floa
     write_lanes(state + n, lanes, h);
     sum += h * load(C + n);
   }
-  return sum_lanes(sum);
+  return sum;
 }
 
 inline void step_block(const StateStep& s, int64_t batch, const Block& block, const float* B, const float* C) {
@@ -34,13 +34,15 @@ inline void step_block(const StateStep& s, int64_t batch, const Block& block, co
   read_tile(s.u, at, u);
   read_steps(steps, at, block, dt, nullptr);
   store(y, load(u) * per_channel(shape, s.D, block));
+  Floats parts[kLanes] = {};
   for (int i = 0; i < block.lanes; ++i) {
     const int64_t channel = block.channel + i;
     const float* rates = shape.per_head ? nullptr : s.A + channel * shape.states;
     const float rate = shape.per_head ? s.A[block.head] * kLog2E : 0.0f;
     float* state = s.state + (batch * shape.channels() + channel) * shape.states;
-    y[i] += step_channel(state, rates, rate, dt[i], dt[i] * u[i], B, C, shape.states);
+    parts[i] = step_channel(state, rates, rate, dt[i], dt[i] * u[i], B, C, shape.states);
   }
+  store(y, load(y) + row_sums(parts));
   if (s.z) {
     read_tile(s.z, at, z);
     store(y, load(y) * (load(z) * sigmoid(load(z))));

@@ -1,0 +1,174 @@
+"""Packed matrices times a few vectors, and their rows as dense ones; the twins unpack and multiply with torch."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from hf_mamba_prune.native.library import active_instruction_set, address, available, kernels
+
+CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
+
+READABLE_BYTES = 64
+"""Bytes that the kernels may read behind the last value."""
+
+MAX_BATCH = 8
+"""Vectors that one call multiplies."""
+
+
+class PackedMatrix:
+    """A weight (rows, columns) as the kernels read it.
+
+    Args:
+        shape: (rows, columns).
+        mask: uint8 (rows, ceil(columns / 8)), bit = column, 1 = kept; None: every weight is held.
+        values: the kept values row by row: float32, bfloat16, float16, or int8.
+        scales: float32 (rows,) with int8.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        mask: torch.Tensor | None,
+        values: torch.Tensor,
+        scales: torch.Tensor | None = None,
+    ):
+        rows, columns = shape
+        self.shape = shape
+        self.count = values.numel()
+        room = -(-READABLE_BYTES // values.element_size())
+        self._values = torch.zeros(self.count + room, dtype=values.dtype)
+        self._values[: self.count] = values
+        self.scales = scales
+        self._masks, self._starts = None, None
+        if mask is not None:
+            padded = torch.zeros(rows, -(-columns // 64) * 8, dtype=torch.uint8)
+            padded[:, : mask.shape[1]] = mask
+            self._masks = padded.view(torch.int64)
+            ends = torch.cumsum(_bits_of_rows(padded), 0)
+            self._starts = torch.cat([ends.new_zeros(1), ends[:-1]]).to(torch.int32)
+        self.handle = (
+            rows,
+            columns,
+            CODES[values.dtype],
+            address(self._masks),
+            self._values.data_ptr(),
+            address(self._starts),
+            address(scales),
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the values."""
+        return self._values.dtype
+
+    @property
+    def values(self) -> torch.Tensor:
+        """The kept values row by row."""
+        return self._values[: self.count]
+
+    @property
+    def mask(self) -> torch.Tensor | None:
+        """uint8 (rows, ceil(columns / 8)), as it was given."""
+        if self._masks is None:
+            return None
+        return self._masks.view(torch.uint8)[:, : -(-self.shape[1] // 8)]
+
+    @property
+    def bytes(self) -> int:
+        """Memory that it takes."""
+        parts = (self._values, self._masks, self._starts, self.scales)
+        return sum(part.numel() * part.element_size() for part in parts if part is not None)
+
+    def multiply(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Products with a few vectors.
+
+        Args:
+            vectors: (b, columns), b at most `MAX_BATCH`; float32. Instruction sets with VNNI round them to int8, in
+                groups of 128, where the weights are int8.
+
+        Returns:
+            (b, rows) float32.
+        """
+        if not available():
+            return F.linear(vectors, self.rows(0, self.shape[0], torch.float32))
+        vectors = vectors.contiguous()
+        out = torch.empty(len(vectors), self.shape[0])
+        kernels().packed_product(
+            active_instruction_set(),
+            torch.get_num_threads(),
+            self.handle,
+            vectors.data_ptr(),
+            len(vectors),
+            out.data_ptr(),
+        )
+        return out
+
+    def rows(
+        self, first: int, count: int, dtype: torch.dtype, scaled: bool = True, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Rows [first, first + count) as (count, columns).
+
+        Args:
+            dtype: float32 or bfloat16.
+            scaled: False leaves the scales of int8 out.
+            out: where to, contiguous; None makes a new one.
+        """
+        out = torch.empty(count, self.shape[1], dtype=dtype) if out is None else out
+        if not available():
+            return out.copy_(self._unpacked(slice(first, first + count), scaled))
+        self._write(None, first, count, scaled, out)
+        return out
+
+    def take(self, rows: torch.Tensor) -> torch.Tensor:
+        """Some rows as float32.
+
+        Args:
+            rows: int64, any shape, each in [0, rows).
+
+        Returns:
+            (*rows.shape, columns).
+
+        Raises:
+            IndexError: a row that there is not.
+        """
+        chosen = rows.reshape(-1).contiguous()
+        if chosen.numel() and not (0 <= int(chosen.min()) and int(chosen.max()) < self.shape[0]):
+            raise IndexError(f"a row of {int(chosen.min())} to {int(chosen.max())} is not among {self.shape[0]}")
+        out = torch.empty(len(chosen), self.shape[1])
+        if available():
+            self._write(chosen.data_ptr(), 0, len(chosen), True, out)
+        else:
+            out.copy_(self._unpacked(chosen, True))
+        return out.view(*rows.shape, self.shape[1])
+
+    def _write(self, rows: int | None, first: int, count: int, scaled: bool, out: torch.Tensor) -> None:
+        kernels().packed_rows(
+            active_instruction_set(),
+            torch.get_num_threads(),
+            self.handle,
+            rows,
+            first,
+            count,
+            out.dtype == torch.bfloat16,
+            scaled,
+            out.data_ptr(),
+        )
+
+    def _unpacked(self, chosen: slice | torch.Tensor, scaled: bool) -> torch.Tensor:
+        """The twin: float32 rows."""
+        columns = self.shape[1]
+        if self._masks is None:
+            weight = self.values.view(self.shape)[chosen].float()
+        else:
+            bits = torch.arange(8, dtype=torch.uint8)
+            kept = ((self._masks.view(torch.uint8)[..., None] >> bits) & 1).flatten(1)[:, :columns].bool()
+            weight = torch.zeros(self.shape)
+            weight[kept] = self.values.float()
+            weight = weight[chosen]
+        return weight * self.scales[chosen][:, None] if self.scales is not None and scaled else weight
+
+
+def _bits_of_rows(mask: torch.Tensor) -> torch.Tensor:
+    ones = torch.tensor([bin(byte).count("1") for byte in range(256)], dtype=torch.uint8)
+    return ones[mask.int()].sum(dim=1, dtype=torch.int64)

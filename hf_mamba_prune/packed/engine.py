@@ -1,0 +1,112 @@
+"""One token through a whole packed model in native code: nothing of a step is left to Python but its start."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+
+from hf_mamba_prune.architectures import ARCHITECTURES
+from hf_mamba_prune.native.library import active_instruction_set, address, kernels
+from hf_mamba_prune.native.packed import MAX_BATCH
+
+
+class TokenEngine:
+    """Runs single tokens of a packed model; holds on to the tensors that the native side points to.
+
+    Args:
+        model: a packed causal language model whose weights will not move any more.
+    """
+
+    def __init__(self, model: nn.Module):
+        config = model.config
+        backbone = model.base_model
+        heads = getattr(config, "num_heads", 0) if config.packed_type == "mamba2" else 0
+        groups = config.n_groups if heads else 1
+        rank = 0 if heads else int(config.time_step_rank)
+        d_inner = int(config.expand * config.hidden_size) if heads else config.intermediate_size
+        self.vocabulary = model.lm_head.out_features
+        self._alive: list[torch.Tensor] = []
+        counts = (config.hidden_size, d_inner, config.state_size, rank, config.conv_kernel, heads, groups)
+        low, high = config.time_step_limit if heads else (0.0, 0.0)
+        mixer_eps = config.mixer_rms_eps if config.packed_type == "falcon_mamba" else 0.0
+        limits = (config.layer_norm_epsilon, mixer_eps, low, min(high, torch.finfo(torch.float32).max))
+        self._model = kernels().PackedModel(
+            counts, limits, backbone.embeddings.matrix.handle, model.lm_head.matrix.handle,
+            self._floats(backbone.norm_f.weight),
+        )  # fmt: skip
+        for block in getattr(backbone, ARCHITECTURES[config.packed_type].layers):
+            self._add(block.norm, block.mixer)
+        self._memory: dict[int, torch.Tensor] = {}
+
+    def _floats(self, tensor: torch.Tensor | None) -> int | None:
+        if tensor is None:
+            return None
+        self._alive.append(tensor.detach().float().contiguous())
+        return address(self._alive[-1])
+
+    def _add(self, norm: nn.Module, mixer: nn.Module) -> None:
+        mamba1 = hasattr(mixer, "dt_proj")
+        names = ("in_proj", "x_proj", "dt_proj", "out_proj") if mamba1 else ("in_proj", None, None, "out_proj")
+        matrices = tuple(None if name is None else getattr(mixer, name).matrix.handle for name in names)
+        vectors = (
+            norm.weight,
+            mixer.in_proj.bias,
+            mixer.conv1d.weight.squeeze(1),
+            mixer.conv1d.bias,
+            mixer.dt_proj.bias if mamba1 else mixer.dt_bias,
+            -torch.exp(mixer.A_log.float()),
+            mixer.D,
+            None if mamba1 else mixer.norm.weight,
+            mixer.out_proj.bias,
+        )
+        self._model.add_layer(matrices, [self._floats(tensor) for tensor in vectors])
+
+    def step(self, tokens: torch.Tensor, cache: Cache) -> torch.Tensor:
+        """The next logits; the cache moves on by one token.
+
+        Args:
+            tokens: int64 (b,), each in [0, vocabulary).
+            cache: of the tokens before, as the packed model's own prefill left it.
+
+        Returns:
+            (b, vocabulary) float32.
+
+        Raises:
+            IndexError: a token that there is not.
+        """
+        if not (0 <= int(tokens.min()) and int(tokens.max()) < self.vocabulary):
+            raise IndexError(f"token ids are {int(tokens.min())} to {int(tokens.max())} of {self.vocabulary}")
+        tokens = tokens.contiguous()
+        logits = torch.empty(len(tokens), self.vocabulary)
+        conv, states = _states(cache)
+        for first in range(0, len(tokens), MAX_BATCH):
+            part = slice(first, first + MAX_BATCH)
+            count = len(tokens[part])
+            self._model.step(
+                active_instruction_set(),
+                torch.get_num_threads(),
+                tokens[part].data_ptr(),
+                count,
+                [tensor[part].data_ptr() for tensor in conv],
+                [tensor[part].data_ptr() for tensor in states],
+                logits[part].data_ptr(),
+                self._memory_for(count).data_ptr(),
+            )
+        return logits
+
+    def _memory_for(self, batch: int) -> torch.Tensor:
+        if batch not in self._memory:
+            self._memory[batch] = torch.empty(self._model.memory(batch))
+        return self._memory[batch]
+
+
+def _states(cache: Cache) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The windows and states of all layers; made float32 and contiguous in the cache where they are not."""
+    conv, states = [], []
+    for layer in cache.layers:
+        for own, found in ((layer.conv_states, conv), (layer.recurrent_states, states)):
+            if own[0].dtype != torch.float32 or not own[0].is_contiguous():
+                own[0] = own[0].float().contiguous()
+            found.append(own[0])
+    return conv, states

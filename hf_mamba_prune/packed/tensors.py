@@ -1,0 +1,164 @@
+"""One weight in packed form: a bitmask of what is kept, and the kept values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CODINGS = (*DTYPES, "int8")
+"""How values are held: as they are in one of three float types, or as int8 with one float32 scale for each row."""
+
+_BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+_LEVELS = 127
+
+
+@dataclass(frozen=True)
+class PackedTensor:
+    """A weight (out, in) in packed form.
+
+    Args:
+        shape: (out, in).
+        dtype: of the weight that it stands for, a name of `DTYPES`.
+        coding: of the values, a name of `CODINGS`; a float coding is that dtype, bit for bit.
+        mask: uint8 (out, ceil(in / 8)), bit i of byte j is column 8 j + i, 1 = kept; None: every weight is held.
+        values: the kept values row by row, in the coding's type, one dimension.
+        scales: float32 (out,) with int8, else None.
+    """
+
+    shape: tuple[int, int]
+    dtype: str
+    coding: str
+    mask: torch.Tensor | None
+    values: torch.Tensor
+    scales: torch.Tensor | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Size of all its parts."""
+        parts = (self.mask, self.values, self.scales)
+        return sum(part.numel() * part.element_size() for part in parts if part is not None)
+
+    def kept(self) -> torch.Tensor:
+        """bool (out, in), True = kept."""
+        if self.mask is None:
+            return torch.ones(self.shape, dtype=torch.bool)
+        bits = torch.arange(8, dtype=torch.uint8)
+        return ((self.mask[..., None] >> bits) & 1).flatten(1)[:, : self.shape[1]].bool()
+
+
+def pack_tensor(weight: torch.Tensor, coding: str | None = None) -> PackedTensor:
+    """Pack a weight.
+
+    A float coding keeps each bit of each weight, -0.0 and NaN included. With int8 a row is divided by a scale that
+    puts its largest magnitude on 127; weights that round to 0 are dropped. The mask is left out where all weights
+    take less room.
+
+    Args:
+        weight: (out, in), float32, bfloat16 or float16.
+        coding: the weight's own dtype, or `int8`; None: the weight's own.
+
+    Raises:
+        ValueError: another dtype, number of dimensions or coding, or int8 of weights that are not finite.
+    """
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    if weight.dim() != 2 or weight.dtype not in names:
+        raise ValueError(
+            f"a weight is {tuple(weight.shape)}, {weight.dtype}; expected (out, in), one of {list(DTYPES)}"
+        )
+    dtype = names[weight.dtype]
+    coding = coding or dtype
+    if coding not in (dtype, "int8"):
+        raise ValueError(f"a {dtype} weight cannot be coded as {coding!r}: expected {dtype} or int8")
+    weight, scales = weight.detach().cpu(), None
+    if coding == "int8":
+        weight, scales = _to_int8(weight)
+        kept = weight != 0
+    else:
+        kept = weight.view(_BITS[weight.dtype]) != 0
+    mask, values = _pack_bits(kept), weight[kept]
+    if mask.numel() + values.numel() * values.element_size() >= weight.numel() * weight.element_size():
+        mask, values = None, weight.reshape(-1)
+    return PackedTensor(tuple(weight.shape), dtype, coding, mask, values, scales)
+
+
+def _to_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    largest = weight.float().abs().amax(dim=1) if weight.numel() else weight.new_zeros(weight.shape[0]).float()
+    if not torch.isfinite(largest).all():
+        raise ValueError("a weight holds NaN or infinite values: it cannot be rounded to int8")
+    scales = largest / _LEVELS
+    steps = torch.where(scales > 0, scales, torch.ones_like(scales))
+    return (weight.float() / steps[:, None]).round().clamp(-_LEVELS, _LEVELS).to(torch.int8), scales
+
+
+def _pack_bits(kept: torch.Tensor) -> torch.Tensor:
+    rows, columns = kept.shape
+    bits = torch.zeros(rows, -(-columns // 8) * 8, dtype=torch.uint8)
+    bits[:, :columns] = kept
+    places = 2 ** torch.arange(8, dtype=torch.uint8)
+    return (bits.unflatten(1, (bits.shape[1] // 8, 8)) * places).sum(dim=2, dtype=torch.uint8)
+
+
+def unpack_tensor(packed: PackedTensor) -> torch.Tensor:
+    """The weight (out, in) in its own dtype: with a float coding, the bits that were packed.
+
+    Raises:
+        ValueError: the parts do not fit each other.
+    """
+    check_tensor(packed)
+    values = packed.values
+    if packed.mask is None:
+        weight = values.view(packed.shape)
+    else:
+        weight = torch.zeros(packed.shape, dtype=values.dtype)
+        weight[packed.kept()] = values
+    if packed.scales is not None:
+        weight = weight.float() * packed.scales[:, None]
+    return weight.to(DTYPES[packed.dtype])
+
+
+def check_tensor(packed: PackedTensor) -> None:
+    """Refuse parts that do not fit each other; the kernels rely on it.
+
+    Raises:
+        ValueError: it says which part, what came and what was expected.
+    """
+    rows, columns = packed.shape
+    if packed.coding not in CODINGS or packed.dtype not in DTYPES:
+        raise ValueError(
+            f"coding {packed.coding!r} of dtype {packed.dtype!r} is not known: {CODINGS} of {list(DTYPES)}"
+        )
+    wanted = torch.int8 if packed.coding == "int8" else DTYPES[packed.coding]
+    if packed.values.dtype != wanted or packed.values.dim() != 1:
+        raise ValueError(
+            f"values are {packed.values.dtype}, {tuple(packed.values.shape)}; expected {wanted} in one row"
+        )
+    count = rows * columns
+    if packed.mask is not None:
+        shape = (rows, -(-columns // 8))
+        if packed.mask.dtype != torch.uint8 or tuple(packed.mask.shape) != shape:
+            raise ValueError(f"the mask is {packed.mask.dtype}, {tuple(packed.mask.shape)}; expected uint8, {shape}")
+        if columns % 8 and rows and int(packed.mask[:, -1].max()) >> columns % 8:
+            raise ValueError(f"the mask has bits beyond the last of {columns} columns")
+        count = count_bits(packed.mask)
+    if packed.values.numel() != count:
+        raise ValueError(f"there are {packed.values.numel()} values, expected {count} of a weight {packed.shape}")
+    scales = packed.scales
+    if (scales is not None) != (packed.coding == "int8"):
+        raise ValueError("scales belong to int8 and to nothing else")
+    if scales is not None and (scales.dtype != torch.float32 or tuple(scales.shape) != (rows,)):
+        raise ValueError(f"scales are {scales.dtype}, {tuple(scales.shape)}; expected torch.float32, {(rows,)}")
+
+
+_ONES = torch.tensor([bin(byte).count("1") for byte in range(256)], dtype=torch.uint8)
+
+
+def count_bits(mask: torch.Tensor) -> int:
+    """Bits that are set in a uint8 tensor."""
+    return int(torch.bincount(mask.flatten().int(), minlength=256) @ _ONES.long())
+
+
+def row_counts(mask: torch.Tensor) -> torch.Tensor:
+    """(rows,) int64: bits set in each row of a mask (rows, bytes)."""
+    return _ONES[mask.int()].sum(dim=1, dtype=torch.int64)
