@@ -17,8 +17,13 @@ from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.report import REPORT_NAME
 
 
-def check_output(folder: Path, overwrite: bool) -> None:
+def check_output(folder: Path, overwrite: bool, mark: str = REPORT_NAME) -> None:
     """Refuse an output folder early, before any work is done.
+
+    Args:
+        folder: to be written.
+        overwrite: whether an earlier result may be replaced.
+        mark: the file that an earlier result holds.
 
     Raises:
         ValueError: it holds something and `overwrite` is off, or it holds something that is not a result of ours.
@@ -29,8 +34,8 @@ def check_output(folder: Path, overwrite: bool) -> None:
     if folder.is_dir() and any(folder.iterdir()):
         if not overwrite:
             raise ValueError(f"the output folder {folder} is not empty: choose another one, or pass --overwrite.")
-        if not (folder / REPORT_NAME).is_file():
-            raise ValueError(f"{folder} holds no {REPORT_NAME}, so it is not a result of this tool: not overwritten.")
+        if not (folder / mark).is_file():
+            raise ValueError(f"{folder} holds no {mark}, so it is not a result of this tool: not overwritten.")
     parent = _existing_parent(folder)
     if not os.access(parent, os.W_OK | os.X_OK):
         raise RuntimeError(f"the output folder {folder} cannot be written: no permission in {parent}.")

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-import datasets
 import torch
 import typer
-from rich.console import Console
-from transformers.utils import logging as transformers_logging
 
 from hf_mamba_prune import demo as bundled
-from hf_mamba_prune import native, progress, summary
+from hf_mamba_prune import native, packed_commands, summary
 from hf_mamba_prune import options as o
 from hf_mamba_prune.checkpoint import check_output
 from hf_mamba_prune.config import PruningConfig
+from hf_mamba_prune.console import open_console, print_json
 from hf_mamba_prune.environment import hardware, versions
 from hf_mamba_prune.job import TRAINING_LENGTH, AnalysisJob, EvaluationChoice, ModelChoice, PruningJob, RecoveryChoice
 from hf_mamba_prune.loading import load_skeleton
 from hf_mamba_prune.plan import make_plan
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
-COMMANDS = ("prune", "evaluate", "analyze", "info", "demo")
+COMMANDS = ("prune", "evaluate", "analyze", "info", "demo", "pack", "unpack", "generate", "bench")
 DEFAULT = o.DEFAULT
 
 
@@ -98,6 +93,8 @@ def prune(
     no_native: o.NoNative = False,
     output: o.Output = None,
     overwrite: o.Overwrite = False,
+    pack: o.Pack = False,
+    values: o.Values = "auto",
     dry_run: o.DryRun = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
@@ -126,23 +123,24 @@ def prune(
         overwrite,
         context.obj,
         recovery,
+        values if pack else None,
     )
     _run(job, dry_run, as_json, quiet, max_hours)
 
 
 def _run(job: PruningJob, dry_run: bool, as_json: bool, quiet: bool, max_hours: float | None = None) -> None:
-    with _console(quiet, as_json) as console:
+    with open_console(quiet, as_json) as console:
         check_output(job.output, job.overwrite)
         plan = make_plan(load_skeleton(job.model.source, job.model.revision), job.config, *_training(job.recovery))
         if dry_run:
-            _print_json(asdict(plan)) if as_json else summary.show_plan(console, plan, job.output)
+            print_json(asdict(plan)) if as_json else summary.show_plan(console, plan, job.output)
         else:
             summary.show_cost(console, plan)
             on_cpu = job.model.device == "cpu" or not torch.cuda.is_available()
             if max_hours is not None and on_cpu:
                 _check_cost(plan.seconds / 3600, max_hours, job)
             report = job.run()
-            _print_json(report.to_dict()) if as_json else summary.show_report(console, report, job.output)
+            print_json(report.to_dict()) if as_json else summary.show_report(console, report, job.output)
 
 
 def _check_cost(hours: float, limit: float, job: PruningJob) -> None:
@@ -186,7 +184,7 @@ def evaluate(
     debug: o.Debug = False,
 ) -> None:
     """Measure perplexity, bits per byte and speed of a model, pruned or not."""
-    with _console(quiet, as_json) as console:
+    with open_console(quiet, as_json) as console:
         choice = ModelChoice(model, revision, dtype, device, tokenizer, not no_native)
         choice.check()
         texts = EvaluationChoice(tuple(evaluation or ["wikitext"]), column, window, stride, max_windows).read()
@@ -195,7 +193,7 @@ def evaluate(
         weights = [p for p in loaded.model.parameters()]
         zeros = sum(int((p == 0).sum()) for p in weights) / sum(p.numel() for p in weights)
         if as_json:
-            _print_json({"model": model, "sparsity": zeros, "metrics": [asdict(m) for m in metrics]})
+            print_json({"model": model, "sparsity": zeros, "metrics": [asdict(m) for m in metrics]})
         else:
             summary.show_metrics(console, metrics, zeros)
 
@@ -236,26 +234,26 @@ def analyze(
         EvaluationChoice(tuple(evaluation or ["wikitext"]), column, window, None, max_windows),
         o.parse_levels(levels),
     )
-    with _console(quiet, as_json) as console:
+    with open_console(quiet, as_json) as console:
         found = job.run()
-        _print_json(asdict(found)) if as_json else summary.show_analysis(console, found, job.output)
+        print_json(asdict(found)) if as_json else summary.show_analysis(console, found, job.output)
 
 
 @app.command()
 def info(model: o.OptionalModel = None, revision: o.Revision = None, as_json: o.Json = False, debug: o.Debug = False):
     """Say what can be pruned in a model, or what this machine and installation have."""
-    with _console(False, as_json) as console:
+    with open_console(False, as_json) as console:
         if model is None:
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             facts = {"versions": versions(), "hardware": hardware(device), "native kernels": native.info()}
             if as_json:
-                _print_json(facts)
+                print_json(facts)
             for title, values in {} if as_json else facts.items():
                 summary.show_facts(console, title, values)
             return
         skeleton = load_skeleton(model, revision)
         records = summary.describe_model(skeleton)
-        _print_json(records) if as_json else summary.show_model(console, model, skeleton, records)
+        print_json(records) if as_json else summary.show_model(console, model, skeleton, records)
 
 
 @app.command()
@@ -272,23 +270,13 @@ def demo(
     _run(bundled.demo_job(output, sparsity), False, as_json, quiet)
 
 
+for _command in (packed_commands.pack, packed_commands.unpack, packed_commands.generate, packed_commands.bench):
+    app.command()(_command)
+
+
 def default_output(model: str, config: PruningConfig) -> Path:
     """`state-spaces/mamba-370m` at 0.7 -> `mamba-370m-pruned-70` in the current folder."""
     return Path(f"{Path(model).name or 'model'}-pruned-{round(100 * config.sparsity)}")
-
-
-@contextmanager
-def _console(quiet: bool, as_json: bool) -> Iterator[Console]:
-    """Where people's output goes; other libraries' bars and remarks are silenced."""
-    progress.silence(quiet)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    yield Console(quiet=quiet or as_json, soft_wrap=False)
-
-
-def _print_json(values: object) -> None:
-    print(json.dumps(values, indent=2))
 
 
 if __name__ == "__main__":

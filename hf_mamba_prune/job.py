@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hf_mamba_prune import native
@@ -14,10 +14,13 @@ from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.evaluation import Evaluation
 from hf_mamba_prune.figures import draw_analysis, draw_figures
 from hf_mamba_prune.loading import LoadedModel, fetch, load_model, read_config
+from hf_mamba_prune.packed import check_values, write_packed_model
+from hf_mamba_prune.progress import track
 from hf_mamba_prune.pruning import Origin, needs_data, prune
 from hf_mamba_prune.recovery import Recovery
-from hf_mamba_prune.report import PruningReport
+from hf_mamba_prune.report import PruningReport, SpeedFacts
 from hf_mamba_prune.sequences import sample_sequences
+from hf_mamba_prune.speed import compare_speeds
 from hf_mamba_prune.texts import read_text
 
 
@@ -101,6 +104,7 @@ class PruningJob:
         overwrite: replace an earlier result of this tool.
         command: the command line that repeats the run, for the report.
         recovery: how to train after pruning; None: not at all. Its text is that of the calibration by default.
+        pack: values of a packed checkpoint in `packed/`, `auto` or `int8`; None: none is written.
     """
 
     model: ModelChoice
@@ -112,6 +116,7 @@ class PruningJob:
     overwrite: bool = False
     command: str | None = None
     recovery: RecoveryChoice | None = None
+    pack: str | None = None
 
     def run(self) -> PruningReport:
         """Do it; nothing is written before everything else has succeeded.
@@ -121,6 +126,8 @@ class PruningJob:
             RuntimeError: the Hub or the disk refuses, or the model is broken.
         """
         check_output(self.output, self.overwrite)
+        if self.pack is not None:
+            check_values(self.pack)
         self.model.check()
         if not needs_data(self.config) or (self.recovery is not None and self.recovery.gradual):
             calibration = None
@@ -135,9 +142,18 @@ class PruningJob:
             report = prune(loaded.model, loaded.tokenizer, self.config, calibration, evaluation, origin, recovery)
         with whole_folder(self.output, self.overwrite) as folder:
             write_checkpoint(folder, loaded.model, loaded.tokenizer, self.config, loaded.saved_dtype)
+            if self.pack is not None:
+                report = replace(report, speeds=self._packed(loaded, folder))
             report.save(folder)
             draw_figures(report, folder / "figures")
         return report
+
+    def _packed(self, loaded: LoadedModel, folder: Path) -> tuple[SpeedFacts, ...]:
+        """Write the packed checkpoint beside the dense one, and measure both."""
+        packed = folder / "packed"
+        packed.mkdir()
+        write_packed_model(packed, loaded.model, loaded.tokenizer, loaded.saved_dtype, self.pack)
+        return tuple(track(compare_speeds(folder, packed), "measure speed", "model", 3))
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,11 @@ from transformers.utils import logging as transformers_logging
 
 from hf_mamba_prune.architectures import ARCHITECTURES
 from hf_mamba_prune.original_layout import TOKENIZER, WEIGHTS, convert_config, is_original_layout, load_original
+from hf_mamba_prune.packed import is_packed
+from hf_mamba_prune.packed.config import PACKED_CONFIGS, to_dense
 
 _SMALL_FILES = ["*.json", "*.txt", "*.model"]
+_PACKED = tuple(config.model_type for config in PACKED_CONFIGS.values())
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ def load_model(
     """Load a Mamba language model.
 
     Args:
-        source: Hub id or folder; transformers layout or the original state-spaces layout.
+        source: Hub id or folder; transformers layout, the original state-spaces layout, or a packed checkpoint, which
+            becomes an ordinary model.
         revision: branch, tag or commit of a Hub id.
         dtype: `auto` (float32 on a CPU, the checkpoint's elsewhere), `float32`, `bfloat16` or `float16`.
         device: `auto` (CUDA when there is one), or any torch device.
@@ -80,7 +84,7 @@ def load_model(
         tokenizer = tokenizer or (str(folder) if (folder / "tokenizer.json").is_file() else TOKENIZER)
         saved = model.dtype
     else:
-        model = _load_transformers(folder, wanted or "auto")
+        model = _unpacked(folder, wanted) if is_packed(folder) else _load_transformers(folder, wanted or "auto")
         saved = wanted or model.dtype
     if wanted is None and place.type == "cpu":
         model = model.float()
@@ -95,6 +99,7 @@ def load_skeleton(source: str, revision: str | None = None) -> PreTrainedModel:
     folder, _ = fetch(source, revision, weights=False)
     values = read_config(folder, source)
     config = convert_config(values) if is_original_layout(values) else AutoConfig.from_pretrained(folder)
+    config = to_dense(config) if type(config) in PACKED_CONFIGS.values() else config
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     model.tie_weights()
@@ -160,7 +165,7 @@ def read_config(folder: Path, source: str) -> dict:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"config.json of {source} is not JSON: {error}.") from error
     kind = values.get("model_type") if isinstance(values, dict) else None
-    if not (isinstance(values, dict) and (is_original_layout(values) or kind in ARCHITECTURES)):
+    if not (isinstance(values, dict) and (is_original_layout(values) or kind in (*ARCHITECTURES, *_PACKED))):
         raise ValueError(
             f"{source} is a model of type {kind!r}, which is not a supported state-space model. "
             f"Supported: {', '.join(ARCHITECTURES)}."
@@ -215,6 +220,15 @@ def _load_transformers(folder: Path, dtype: torch.dtype | str) -> PreTrainedMode
                 f"such as {names}."
             )
     return model
+
+
+def _unpacked(folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        return AutoModelForCausalLM.from_pretrained(folder, unpack=True, dtype=dtype or "auto")
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def _refuse_not_finite(model: PreTrainedModel, source: str) -> None:

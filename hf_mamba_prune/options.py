@@ -12,7 +12,7 @@ from hf_mamba_prune.environment import versions
 from hf_mamba_prune.schedules import SCHEDULES
 
 DEFAULT = PruningConfig()
-PRUNING, DATA, MODEL, OUTPUT = "Pruning", "Data", "Model", "Output"
+PRUNING, DATA, MODEL, OUTPUT, RUNNING = "Pruning", "Data", "Model", "Output", "Running"
 
 
 def print_version(wanted: bool) -> None:
@@ -130,6 +130,25 @@ Json = Annotated[bool, _option(OUTPUT, "--json", help="Print JSON instead of tab
 Quiet = Annotated[bool, _option(OUTPUT, "--quiet", "-q", help="No bars and no tables.")]
 Debug = Annotated[bool, _option(OUTPUT, "--debug", help="Show the traceback of an error.")]
 
+
+Values = Annotated[
+    str,
+    _option(OUTPUT, "--values", help="Of the packed weights: auto (those saved) or int8."),
+]
+Pack = Annotated[bool, _option(OUTPUT, "--pack", help="Write a packed checkpoint into packed/ too, and measure it.")]
+PackedOutput = Annotated[
+    Path | None,
+    _option(OUTPUT, "--output", "-o", help="Folder to write. Default: packed in the model's.", show_default=False),
+]
+DenseOutput = Annotated[Path, _option(OUTPUT, "--output", "-o", help="Folder to write.")]
+
+Prompt = Annotated[str, typer.Argument(help="Text to go on from.", show_default=False)]
+NewTokens = Annotated[int, _option(RUNNING, "--max-new-tokens", "-n", help="Tokens to write.")]
+Temperature = Annotated[float, _option(RUNNING, "--temperature", help="Of the sampling; 0 takes the likeliest token.")]
+TopK = Annotated[int, _option(RUNNING, "--top-k", help="Sample among so many tokens.")]
+Threads = Annotated[int | None, _option(RUNNING, "--threads", help="CPU threads. Default: torch's.")]
+Dense = Annotated[bool, _option(RUNNING, "--dense", help="Run the dense weights where there are packed ones too.")]
+NoStock = Annotated[bool, _option(RUNNING, "--no-stock", help="Leave out transformers without kernels.")]
 
 Levels = Annotated[str, _option(PRUNING, "--levels", help="Sparsities to measure, with commas.")]
 AnalysisOutput = Annotated[

@@ -161,6 +161,35 @@ class RecoveryFacts:
 
 
 @dataclass(frozen=True)
+class SpeedFacts:
+    """What a model costs to run on the CPU that the report names.
+
+    Args:
+        name: dense or packed, and what ran it.
+        values: type of its weights.
+        kernels: instruction set of the native kernels, `none` without them.
+        threads: used.
+        file_bytes: size of its weights on disk.
+        memory_bytes: growth of the process's resident memory by loading and running it.
+        prompt_tokens: of the prefill.
+        prefill_tokens_per_second: of one sequence.
+        new_tokens: of the decoding.
+        decode_tokens_per_second: of one sequence, through `generate`.
+    """
+
+    name: str
+    values: str
+    kernels: str
+    threads: int
+    file_bytes: int
+    memory_bytes: int
+    prompt_tokens: int
+    prefill_tokens_per_second: float
+    new_tokens: int
+    decode_tokens_per_second: float
+
+
+@dataclass(frozen=True)
 class StepCost:
     """Wall-clock seconds of one step and the highest resident memory of the process during it, in bytes."""
 
@@ -183,6 +212,7 @@ class PruningReport:
         after: the same of the pruned model, in the same order.
         reconstruction: of the last pruning step, one for each linear weight; empty when it is off.
         recovery: the training; None when there was none.
+        speeds: dense and packed side by side; empty when it was not packed.
         costs: seconds and memory of every step.
         versions: of the packages that matter.
         hardware: processor, cores, memory, device, kernels.
@@ -200,6 +230,7 @@ class PruningReport:
     command: str | None = None
     reconstruction: tuple[RepairFacts, ...] = ()
     recovery: RecoveryFacts | None = None
+    speeds: tuple[SpeedFacts, ...] = ()
     format_version: int = field(default=FORMAT_VERSION)
 
     def perplexity_ratio(self) -> float | None:
@@ -245,8 +276,9 @@ class PruningReport:
         if values.get("recovery") is not None:
             values["recovery"] = RecoveryFacts(**values["recovery"])
         kinds = {"before": LanguageMetrics, "after": LanguageMetrics, "costs": StepCost, "reconstruction": RepairFacts}
+        kinds["speeds"] = SpeedFacts
         for key, kind in kinds.items():
-            values[key] = tuple(kind(**item) for item in values[key])
+            values[key] = tuple(kind(**item) for item in values.get(key, ()))
         return cls(**values)
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from hf_mamba_prune.analysis import Analysis, Curve
 from hf_mamba_prune.architectures import component_rows, find_targets
 from hf_mamba_prune.plan import Plan
-from hf_mamba_prune.report import Count, LanguageMetrics, PruningReport
+from hf_mamba_prune.report import Count, LanguageMetrics, PruningReport, SpeedFacts
 
 POOR_RATIO = 1.5
 """A perplexity above this multiple of the dense one is said loudly."""
@@ -31,6 +31,8 @@ def show_report(console: Console, report: PruningReport, output: Path) -> None:
             f"\nTrained for {facts.steps:,} steps ({facts.tokens:,} tokens of {facts.text}), {how}: "
             f"loss {facts.first_loss:.3f} to {facts.last_loss:.3f}."
         )
+    if report.speeds:
+        show_speeds(console, report.speeds, report.hardware)
     costs = ", ".join(f"{cost.step} {cost.seconds:.1f} s" for cost in report.costs)
     peak = max(cost.peak_bytes for cost in report.costs)
     console.print(f"\nTime: {costs}; peak memory {peak / 1e9:.2f} GB.")
@@ -44,13 +46,14 @@ def _show_next(console: Console, report: PruningReport, output: Path) -> None:
             f"\n[bold red]The perplexity rose to {ratio:.2f} x dense: this model is badly hurt.[/] Try a lower "
             "--sparsity or more --calibration-samples; leave score, allocation and reconstruction at their defaults."
         )
+    packed = {f"hf-mamba-prune generate {output} PROMPT": "run the packed weights"} if report.speeds else {}
     steps = {
         f'AutoModelForCausalLM.from_pretrained("{output}")': "use it, in plain transformers",
         f"hf-mamba-prune evaluate {output} --eval TEXT": "measure it on another text",
         f"{output / 'report.json'} and {output / 'figures'}": "all that is known of this run",
     }
     console.print(f"\nSaved in [bold]{output}[/], an ordinary transformers checkpoint. Next:")
-    for what, why in steps.items():
+    for what, why in (steps | packed).items():
         console.print(f"  {what:<58}  [dim]{why}[/]", highlight=False, soft_wrap=True)
 
 
@@ -145,6 +148,32 @@ def show_cost(console: Console, plan: Plan) -> None:
         f"About to remove {plan.zeros:,} of {plan.prunable:,} prunable weights: about {plan.seconds:,.0f} s on this "
         f"CPU besides evaluation, and {plan.memory_bytes / 1e9:.1f} GB of memory."
     )
+
+
+def show_packed(console: Console, sizes: dict[str, object]) -> None:
+    """The result of `pack`."""
+    dense, packed = sizes["dense_bytes"], sizes["packed_bytes"]
+    console.print(
+        f"Packed {dense / 1e6:,.1f} MB of weights into {packed / 1e6:,.1f} MB ({packed / dense:.2f} x) in "
+        f"[bold]{sizes['output']}[/].",
+        soft_wrap=True,
+    )
+
+
+def show_speeds(console: Console, speeds: list[SpeedFacts] | tuple[SpeedFacts, ...], facts: dict[str, object]) -> None:
+    """The result of `bench`."""
+    table = _table("tokens a second", "values", "file, MB", "memory, MB", "prefill", "decode")
+    for speed in speeds:
+        table.add_row(
+            speed.name,
+            speed.values,
+            f"{speed.file_bytes / 1e6:,.1f}",
+            f"{speed.memory_bytes / 1e6:,.0f}",
+            f"{speed.prefill_tokens_per_second:,.0f}",
+            f"{speed.decode_tokens_per_second:,.1f}",
+        )
+    threads = speeds[-1].threads
+    _show(console, f"{facts['processor']}, {threads} threads, {facts['kernels']} kernels", table)
 
 
 def describe_model(model) -> list[dict[str, object]]:

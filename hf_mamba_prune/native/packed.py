@@ -39,7 +39,7 @@ class PackedMatrix:
         room = -(-READABLE_BYTES // values.element_size())
         self._values = torch.zeros(self.count + room, dtype=values.dtype)
         self._values[: self.count] = values
-        self.scales = scales
+        self.scales = None if scales is None else scales.clone()  # what is read from a file may be a view of all of it
         self._masks, self._starts = None, None
         if mask is not None:
             padded = torch.zeros(rows, -(-columns // 64) * 8, dtype=torch.uint8)
@@ -54,7 +54,7 @@ class PackedMatrix:
             address(self._masks),
             self._values.data_ptr(),
             address(self._starts),
-            address(scales),
+            address(self.scales),
         )
 
     @property
@@ -104,20 +104,17 @@ class PackedMatrix:
         )
         return out
 
-    def rows(
-        self, first: int, count: int, dtype: torch.dtype, scaled: bool = True, out: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def rows(self, first: int, count: int, dtype: torch.dtype, out: torch.Tensor | None = None) -> torch.Tensor:
         """Rows [first, first + count) as (count, columns).
 
         Args:
-            dtype: float32 or bfloat16.
-            scaled: False leaves the scales of int8 out.
+            dtype: float32 or bfloat16, to which int8 times its scale is rounded.
             out: where to, contiguous; None makes a new one.
         """
         out = torch.empty(count, self.shape[1], dtype=dtype) if out is None else out
         if not available():
-            return out.copy_(self._unpacked(slice(first, first + count), scaled))
-        self._write(None, first, count, scaled, out)
+            return out.copy_(self._unpacked(slice(first, first + count)))
+        self._write(None, first, count, out)
         return out
 
     def take(self, rows: torch.Tensor) -> torch.Tensor:
@@ -137,12 +134,12 @@ class PackedMatrix:
             raise IndexError(f"a row of {int(chosen.min())} to {int(chosen.max())} is not among {self.shape[0]}")
         out = torch.empty(len(chosen), self.shape[1])
         if available():
-            self._write(chosen.data_ptr(), 0, len(chosen), True, out)
+            self._write(chosen.data_ptr(), 0, len(chosen), out)
         else:
-            out.copy_(self._unpacked(chosen, True))
+            out.copy_(self._unpacked(chosen))
         return out.view(*rows.shape, self.shape[1])
 
-    def _write(self, rows: int | None, first: int, count: int, scaled: bool, out: torch.Tensor) -> None:
+    def _write(self, rows: int | None, first: int, count: int, out: torch.Tensor) -> None:
         kernels().packed_rows(
             active_instruction_set(),
             torch.get_num_threads(),
@@ -151,11 +148,10 @@ class PackedMatrix:
             first,
             count,
             out.dtype == torch.bfloat16,
-            scaled,
             out.data_ptr(),
         )
 
-    def _unpacked(self, chosen: slice | torch.Tensor, scaled: bool) -> torch.Tensor:
+    def _unpacked(self, chosen: slice | torch.Tensor) -> torch.Tensor:
         """The twin: float32 rows."""
         columns = self.shape[1]
         if self._masks is None:
@@ -166,7 +162,7 @@ class PackedMatrix:
             weight = torch.zeros(self.shape)
             weight[kept] = self.values.float()
             weight = weight[chosen]
-        return weight * self.scales[chosen][:, None] if self.scales is not None and scaled else weight
+        return weight * self.scales[chosen][:, None] if self.scales is not None else weight
 
 
 def _bits_of_rows(mask: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """The packed checkpoint, a third of the size, and the models that run it fast on a CPU."""
 
-from hf_mamba_prune.packed.checkpoint import write_packed_model
-from hf_mamba_prune.packed.files import is_packed, read_packed
+from hf_mamba_prune.packed.checkpoint import check_values, write_packed_model
+from hf_mamba_prune.packed.files import INDEX_NAME, is_packed, read_packed
 from hf_mamba_prune.packed.model import (
     PackedFalconMambaForCausalLM,
     PackedMamba2ForCausalLM,
@@ -11,10 +11,12 @@ from hf_mamba_prune.packed.model import (
 from hf_mamba_prune.packed.tensors import PackedTensor, pack_tensor, unpack_tensor
 
 __all__ = [
+    "INDEX_NAME",
     "PackedFalconMambaForCausalLM",
     "PackedMamba2ForCausalLM",
     "PackedMambaForCausalLM",
     "PackedTensor",
+    "check_values",
     "is_packed",
     "pack_tensor",
     "read_packed",

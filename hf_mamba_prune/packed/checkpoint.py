@@ -16,6 +16,12 @@ from hf_mamba_prune.packed.tensors import PackedTensor, pack_tensor
 VALUES = ("auto", "int8")
 
 
+def check_values(values: str) -> None:
+    """Raises ValueError unless `values` is one of `VALUES`."""
+    if values not in VALUES:
+        raise ValueError(f"values of a packed checkpoint are {values!r}; expected one of {', '.join(VALUES)}")
+
+
 def write_packed_model(
     folder: Path,
     model: PreTrainedModel,
@@ -38,8 +44,7 @@ def write_packed_model(
     Raises:
         ValueError: another kind of model, unknown values, or int8 of weights that are not finite.
     """
-    if values not in VALUES:
-        raise ValueError(f"values is {values!r}; expected one of {', '.join(VALUES)}")
+    check_values(values)
     config = to_packed(model.config)
     config.dtype = dtype
     config.architectures = [f"Packed{type(model).__name__}"]

@@ -173,8 +173,8 @@ class PackedModel:
         """As in the stock model, without gradients. Tokens after a cache go through the native step one by one."""
         if input_ids is not None and labels is None and not output_hidden_states and self._continues(cache_params):
             steps = [self.engine.step(tokens, cache_params) for tokens in input_ids.unbind(1)]
-            logits, loss, hidden = torch.stack(steps, dim=1), None, None
-            logits = logits[:, _kept(logits_to_keep)]
+            logits = torch.stack(steps, dim=1) if len(steps) > 1 else steps[0][:, None]
+            logits, loss, hidden = logits[:, _kept(logits_to_keep)], None, None
         else:
             states = self.backbone(
                 input_ids,
@@ -186,12 +186,18 @@ class PackedModel:
                 return_dict=True,
             )
             cache_params, hidden = states.cache_params, states.hidden_states
-            logits = self.lm_head(states.last_hidden_state[:, _kept(logits_to_keep)])
+            logits = self.lm_head(states.last_hidden_state[:, _kept(logits_to_keep)]).float()
             loss = None
             if labels is not None:
                 loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **options)
         output = MambaCausalLMOutput(loss=loss, logits=logits, cache_params=cache_params, hidden_states=hidden)
         return output if return_dict in (None, True) else output.to_tuple()
+
+    def prepare_inputs_for_generation(self, input_ids, *args, cache_params=None, **kwargs) -> dict:
+        """As in the stock model; what follows a prefill is one token and the cache, which stock takes long to say."""
+        if kwargs.get("next_sequence_length") == 1 and self._continues(cache_params):
+            return {"input_ids": input_ids[:, -1:], "cache_params": cache_params, "use_cache": True}
+        return super().prepare_inputs_for_generation(input_ids, *args, cache_params=cache_params, **kwargs)
 
     @property
     def engine(self) -> TokenEngine:
@@ -248,7 +254,7 @@ def _put(model: nn.Module, name: str, weight: PackedTensor | torch.Tensor) -> No
     owner, _, leaf = name.rpartition(".")
     module = model.get_submodule(owner)
     if isinstance(weight, torch.Tensor):
-        setattr(module, leaf, nn.Parameter(weight.float(), requires_grad=False))
+        setattr(module, leaf, nn.Parameter(weight.to(torch.float32, copy=True), requires_grad=False))
         return
     matrix = PackedMatrix(weight.shape, weight.mask, weight.values, weight.scales)
     if isinstance(module, nn.Embedding):

@@ -45,33 +45,40 @@ class PackedLinear(nn.Module):
         self.out_features, self.in_features = matrix.shape
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of its output and of `weight`."""
+        return product_dtype(self.matrix.dtype)
+
+    @property
     def weight(self) -> torch.Tensor:
-        """(out, in) float32, unpacked anew: the mixers read the weights of some projections."""
-        return self.matrix.rows(0, self.out_features, torch.float32)
+        """(out, in), unpacked anew: the mixers read the weights of some projections."""
+        return self.matrix.rows(0, self.out_features, self.dtype)
 
     @torch.no_grad()
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., in) -> (..., out), float32. A few tokens from the bitmask, more of them by unpacked tiles."""
-        vectors = x.reshape(-1, self.in_features).float()
-        out = self.matrix.multiply(vectors) if len(vectors) <= MAX_BATCH else self._by_tiles(vectors)
+        """(..., in) -> (..., out) in `dtype`. A few tokens from the bitmask, more of them by unpacked tiles."""
+        vectors = x.reshape(-1, self.in_features)
+        if len(vectors) <= MAX_BATCH:
+            out = self.matrix.multiply(vectors.float()).to(self.dtype)
+        else:
+            out = self._by_tiles(vectors.to(self.dtype))
         if self.bias is not None:
             out += self.bias
         return out.view(*x.shape[:-1], self.out_features)
 
     def _by_tiles(self, vectors: torch.Tensor) -> torch.Tensor:
-        dtype = product_dtype(self.matrix.dtype)
-        scaled = self.matrix.scales is not None and dtype == torch.float32
-        vectors = vectors.to(dtype)
-        out = torch.empty(len(vectors), self.out_features)
         step = max(1, TILE_WEIGHTS // self.in_features)
+        if step >= self.out_features:
+            return self._product(vectors, 0, self.out_features)
+        out = vectors.new_empty(len(vectors), self.out_features)
         for first in range(0, self.out_features, step):
             count = min(step, self.out_features - first)
-            tile = _tile(count, self.in_features, dtype)
-            self.matrix.rows(first, count, dtype, scaled, out=tile)
-            out[:, first : first + count] = F.linear(vectors, tile)
-        if self.matrix.scales is not None and not scaled:  # int8 is exact in bfloat16, its product with a scale is not
-            out *= self.matrix.scales
+            out[:, first : first + count] = self._product(vectors, first, count)
         return out
+
+    def _product(self, vectors: torch.Tensor, first: int, count: int) -> torch.Tensor:
+        tile = _tile(count, self.in_features, self.dtype)
+        return F.linear(vectors, self.matrix.rows(first, count, self.dtype, out=tile))
 
     def extra_repr(self) -> str:
         return f"in={self.in_features}, out={self.out_features}, {self.matrix.dtype}, {self.matrix.count} kept"

@@ -167,10 +167,10 @@ bool run_packed(const KernelTable& table, int64_t rows, int64_t columns, Coding 
   }
   std::vector<uint16_t> halves(rows * columns);
   const std::vector<int64_t> chosen{rows - 1, 0, rows / 2};
-  table.packed_rows({&m, nullptr, rows / 2, rows - rows / 2, false, true,
+  table.packed_rows({&m, nullptr, rows / 2, rows - rows / 2, false,
                      reinterpret_cast<char*>(own.floats((rows - rows / 2) * columns))}, 2);
-  table.packed_rows({&m, nullptr, 0, rows, true, false, reinterpret_cast<char*>(halves.data())}, 2);
-  table.packed_rows({&m, chosen.data(), 0, 3, false, true, reinterpret_cast<char*>(own.floats(3 * columns))}, 2);
+  table.packed_rows({&m, nullptr, 0, rows, true, reinterpret_cast<char*>(halves.data())}, 2);
+  table.packed_rows({&m, chosen.data(), 0, 3, false, reinterpret_cast<char*>(own.floats(3 * columns))}, 2);
   return own.finite();
 }
 

@@ -145,7 +145,7 @@ void band_by_words(const PackedMatrix& m, int64_t first, int count, const Vector
   add_lanes<Batch>(parts, sums);
 }
 
-constexpr int kAhead = 1024;  // bytes: the machine's own reading ahead ends with each page
+constexpr int kAhead = 512;  // bytes: the machine's own reading ahead ends with each page
 
 // `Rows` rows at once, neighbours: they share what is read of the vectors.
 template <bool Dense, int Batch, int Rows>
@@ -299,7 +299,7 @@ template <Coding coding, bool Dense>
 void write_row(const PackedRows& r, int64_t row, int64_t place) {
   const PackedMatrix& m = *r.matrix;
   Walker<coding, Dense> weights(m, row);
-  const Floats scale = splat(coding == Coding::kInt8 && r.scaled ? m.scales[row] : 1.0f);
+  const Floats scale = splat(coding == Coding::kInt8 ? m.scales[row] : 1.0f);
   float* floats = reinterpret_cast<float*>(r.out) + place * m.columns;
   uint16_t* halves = reinterpret_cast<uint16_t*>(r.out) + place * m.columns;
   for (int64_t column = 0; column < m.columns; column += kLanes) {
@@ -321,8 +321,34 @@ void write_row(const PackedRows& r, int64_t row, int64_t place) {
   }
 }
 
+#if HMP_WIDE
+
+// bfloat16 as it is: nothing is converted.
+inline void write_words(const PackedRows& r, int64_t row, int64_t place) {
+  const PackedMatrix& m = *r.matrix;
+  const Walker<Coding::kBFloat16, false> weights(m, row);
+  const char* values = weights.values;
+  uint16_t* to = reinterpret_cast<uint16_t*>(r.out) + place * m.columns;
+  for (int64_t column = 0; column < m.columns; column += 32) {
+    const __mmask32 bits = static_cast<__mmask32>(weights.masks[column / 64] >> column % 64);
+    const __m512i words = _mm512_maskz_expand_epi16(bits, _mm512_loadu_si512(values));
+    values += 2 * _mm_popcnt_u32(bits);
+    const int64_t left = m.columns - column;
+    if (left >= 32) {
+      _mm512_storeu_si512(to + column, words);
+    } else {
+      _mm512_mask_storeu_epi16(to + column, (1u << left) - 1, words);
+    }
+  }
+}
+
+#endif
+
 template <bool Dense>
 void write_row_of(const PackedRows& r, int64_t row, int64_t place) {
+#if HMP_WIDE
+  if (!Dense && r.bfloat16 && r.matrix->coding == Coding::kBFloat16) return write_words(r, row, place);
+#endif
   switch (r.matrix->coding) {
     case Coding::kFloat32: return write_row<Coding::kFloat32, Dense>(r, row, place);
     case Coding::kBFloat16: return write_row<Coding::kBFloat16, Dense>(r, row, place);

@@ -82,7 +82,6 @@ struct PackedRows {
   const int64_t* rows = nullptr;  // null: from `first` on
   int64_t first = 0, count = 0;
   bool bfloat16 = false;
-  bool scaled = true;  // false: int8 without its scales
   char* out = nullptr;  // (count, columns)
 };
 

@@ -96,15 +96,14 @@ void define_packed(nb::module_& module) {
   });
   module.def("packed_rows",
              [](const std::string& isa, int threads, const MatrixTuple& from, const Address& rows, int64_t first,
-                int64_t count, bool bfloat16, bool scaled, uintptr_t out) {
+                int64_t count, bool bfloat16, uintptr_t out) {
                const PackedMatrix own = matrix(from);
-               const PackedRows wanted{&own,     at<int64_t>(rows), first, count, bfloat16, scaled,
+               const PackedRows wanted{&own,     at<int64_t>(rows), first, count, bfloat16,
                                        reinterpret_cast<char*>(out)};
                const KernelTable& table = table_named(isa);
                nb::gil_scoped_release release;
                table.packed_rows(wanted, threads);
-             }, nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
-             nb::arg());
+             }, nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg());
   module.attr("READABLE_BYTES") = kReadable;
   module.attr("MAX_BATCH") = kMaxBatch;
 }

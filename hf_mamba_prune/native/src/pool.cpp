@@ -170,8 +170,8 @@ Runtime torch_runtime() {
 // A region ends only when each of its threads has come. Where cores are busy that can take milliseconds, and the pool
 // does without a thread that is late: then it serves for a while.
 constexpr std::chrono::microseconds kLate{500};
-constexpr int kWithoutRegions = 1024;
-std::atomic<int> without_regions{0};
+constexpr std::chrono::seconds kWithoutRegions{1};
+std::atomic<Clock::rep> regions_again{0};
 
 struct Shared {
   const Task task;
@@ -190,7 +190,10 @@ struct Shared {
 // its core to them where cores are busy.
 void take_part(void* data) {
   Shared& shared = *static_cast<Shared*>(data);
-  if (Clock::now() - shared.begun > kLate) without_regions.store(kWithoutRegions, std::memory_order_relaxed);
+  const auto now = Clock::now();
+  if (now - shared.begun > kLate) {
+    regions_again.store((now + kWithoutRegions).time_since_epoch().count(), std::memory_order_relaxed);
+  }
   for (int64_t i; (i = shared.next.fetch_add(1, std::memory_order_relaxed)) < shared.tasks;) {
     shared.task(shared.context, i);
   }
@@ -229,9 +232,8 @@ void parallel(int64_t tasks, int threads, Task task, const void* context) {
     return;
   }
   const Runtime runtime = torch_runtime();
-  if (runtime.region != nullptr && without_regions.load(std::memory_order_relaxed) > 0) {
-    without_regions.fetch_sub(1, std::memory_order_relaxed);
-  } else if (runtime.region != nullptr) {
+  if (runtime.region != nullptr &&
+      Clock::now().time_since_epoch().count() >= regions_again.load(std::memory_order_relaxed)) {
     Shared shared{task, context, tasks, runtime};
     runtime.region(take_part, &shared, static_cast<unsigned>(threads), 0);
     return;
