@@ -3,10 +3,10 @@
     python benchmarks/packed_runtime.py [--shapes 130m 370m] [--sparsity 0.7] [--llama PYTHON] [--curve] [--sets]
 
 Random weights in the shapes of mamba-130m and mamba-370m with zeros in every projection; speed does not depend on the
-values. Each model runs in a process of its own, in two threads: size on disk, growth of resident memory, prefill of
-512 tokens, and `generate` of 64 tokens for one sequence. Bandwidth is measured in the same run. `--llama` names a
-Python that has llama-cpp-python, for the same shapes in llama.cpp; `--curve` measures decoding at 0 to 90 % zeros and
-draws benchmarks/results/speed_by_sparsity.png; `--sets` runs the instruction sets one by one.
+values. Each model runs in processes of its own, in two threads, the best of two: size on disk, growth of resident
+memory, prefill of 512 tokens, and `generate` of 64 tokens for one sequence. Bandwidth is measured in the same run.
+`--llama` names a Python that has llama-cpp-python, for the same shapes in llama.cpp; `--curve` measures decoding at 0
+to 90 % zeros and draws benchmarks/results/speed_by_sparsity.png; `--sets` runs the instruction sets one by one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from hf_mamba_prune.environment import hardware
 from hf_mamba_prune.packed.config import to_packed
 from hf_mamba_prune.packed.files import write_packed
 from hf_mamba_prune.packed.tensors import pack_tensor
+from hf_mamba_prune.report import SpeedFacts
 from hf_mamba_prune.speed import NATIVE, PACKED, STOCK, measure_apart
 
 SHAPES = {"130m": (768, 24), "370m": (1024, 48)}
@@ -65,6 +67,13 @@ def write_pack(model: MambaForCausalLM, folder: Path, coding: str | None, head: 
 
     write_packed(folder, weights(), tied)
     to_packed(model.config).save_pretrained(folder)
+
+
+def measured(name: str, folder: Path, rounds: int = 2, tokens: int = NEW_TOKENS) -> SpeedFacts:
+    """The best of a few processes: another tenant of the machine can only slow one down."""
+    found = [measure_apart(name, folder, tokens) for _ in range(rounds)]
+    best = max(found, key=lambda speed: speed.decode_tokens_per_second)
+    return replace(best, prefill_tokens_per_second=max(speed.prefill_tokens_per_second for speed in found))
 
 
 def bandwidth() -> float:
@@ -107,15 +116,15 @@ def run_shape(shape: str, sparsity: float, llama: str | None) -> None:
         weights = sum(weight.numel() * 2 for weight in model.parameters())
         del model
         print("\n| | file, MB | memory, MB | 512 tokens, s | decode, tokens/s | x stock |\n|---|---|---|---|---|---|")
-        stock = measure_apart(STOCK, root / "dense", NEW_TOKENS // 2)
+        stock = measured(STOCK, root / "dense", tokens=NEW_TOKENS // 2)
         base = stock.decode_tokens_per_second
         show("stock transformers, bf16", stock, base)
-        dense = measure_apart(NATIVE, root / "dense", NEW_TOKENS)
+        dense = measured(NATIVE, root / "dense")
         show("native kernels, dense bf16", dense, base)
         speeds = {}
         for name in ("bf16", "int8"):
             before = bandwidth()
-            speeds[name] = measure_apart(PACKED, root / name, NEW_TOKENS)
+            speeds[name] = measured(PACKED, root / name)
             show(f"packed, {name}", speeds[name], base)
             rate = max(before, bandwidth())
             read = speeds[name].file_bytes * speeds[name].decode_tokens_per_second
@@ -161,9 +170,9 @@ def run_sets(shape: str, sparsity: float) -> None:
         for isa in native.instruction_sets():
             os.environ["HF_MAMBA_PRUNE_ISA"] = isa
             os.environ |= {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"} if isa == "avx2" else {}
-            dense = measure_apart(NATIVE, root / "dense", NEW_TOKENS).decode_tokens_per_second
+            dense = measured(NATIVE, root / "dense", 1).decode_tokens_per_second
             for name in ("bf16", "int8"):
-                rate = measure_apart(PACKED, root / name, NEW_TOKENS).decode_tokens_per_second
+                rate = measured(PACKED, root / name, 1).decode_tokens_per_second
                 print(f"| {isa} | {name} | {rate:.1f} | {dense:.1f} ({rate / dense:.2f} x) |", flush=True)
             for variable in ("HF_MAMBA_PRUNE_ISA", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA"):
                 os.environ.pop(variable, None)
@@ -178,12 +187,12 @@ def run_curve(shape: str) -> None:
         with tempfile.TemporaryDirectory() as temporary:
             for name, coding in (("bf16", None), ("int8", "int8")):
                 write_pack(model, Path(temporary) / name, coding, coding)
-                speed = measure_apart(PACKED, Path(temporary) / name, NEW_TOKENS)
+                speed = measured(PACKED, Path(temporary) / name)
                 rates[name].append(speed.decode_tokens_per_second)
             if level == 0.0:
                 model.save_pretrained(Path(temporary) / "dense")
-                stock = measure_apart(STOCK, Path(temporary) / "dense", NEW_TOKENS // 2).decode_tokens_per_second
-                dense = measure_apart(NATIVE, Path(temporary) / "dense", NEW_TOKENS).decode_tokens_per_second
+                stock = measured(STOCK, Path(temporary) / "dense", tokens=NEW_TOKENS // 2).decode_tokens_per_second
+                dense = measured(NATIVE, Path(temporary) / "dense").decode_tokens_per_second
         print(f"| {level:.0%} | {rates['bf16'][-1]:.1f} | {rates['int8'][-1]:.1f} |", flush=True)
     print(f"\ndense bf16: stock {stock:.1f}, with the native kernels {dense:.1f} tokens/s")
     draw_curve(shape, levels, rates, {"transformers": stock, "transformers + native kernels": dense})

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 import typer
+from rich.console import Console
 
 from hf_mamba_prune import demo as bundled
-from hf_mamba_prune import native, packed_commands, summary
+from hf_mamba_prune import hub_commands, native, packed_commands, summary
 from hf_mamba_prune import options as o
 from hf_mamba_prune.checkpoint import check_output
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.console import open_console, print_json
 from hf_mamba_prune.environment import hardware, versions
+from hf_mamba_prune.hub import PushChoice, push_folder
+from hf_mamba_prune.hub_commands import repeat_command
 from hf_mamba_prune.job import TRAINING_LENGTH, AnalysisJob, EvaluationChoice, ModelChoice, PruningJob, RecoveryChoice
 from hf_mamba_prune.loading import load_skeleton
 from hf_mamba_prune.plan import make_plan
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
-COMMANDS = ("prune", "evaluate", "analyze", "info", "demo", "pack", "unpack", "generate", "bench")
+COMMANDS = ("prune", "evaluate", "analyze", "info", "demo", "pack", "unpack", "generate", "bench", "push", "card")
 DEFAULT = o.DEFAULT
 
 
@@ -95,6 +98,12 @@ def prune(
     overwrite: o.Overwrite = False,
     pack: o.Pack = False,
     values: o.Values = "auto",
+    push: o.Push = False,
+    repo_id: o.RepoId = None,
+    private: o.Private = False,
+    create_pr: o.CreatePr = False,
+    push_revision: o.PushBranch = None,
+    force: o.Force = False,
     dry_run: o.DryRun = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
@@ -124,6 +133,7 @@ def prune(
         context.obj,
         recovery,
         values if pack else None,
+        PushChoice(repo_id, private, create_pr, push_revision, overwrite, force) if push else None,
     )
     _run(job, dry_run, as_json, quiet, max_hours)
 
@@ -139,8 +149,26 @@ def _run(job: PruningJob, dry_run: bool, as_json: bool, quiet: bool, max_hours: 
             on_cpu = job.model.device == "cpu" or not torch.cuda.is_available()
             if max_hours is not None and on_cpu:
                 _check_cost(plan.seconds / 3600, max_hours, job)
+            if job.push is not None:
+                job = replace(job, push=job.push.resolve(default_output(job.model.source, job.config).name))
+                job.push.held()  # what the Hub will refuse is said before the work
             report = job.run()
             print_json(report.to_dict()) if as_json else summary.show_report(console, report, job.output)
+            if job.push is not None:
+                _push(console, job)
+
+
+def _push(console: Console, job: PruningJob) -> None:
+    """Push what is finished.
+
+    Raises:
+        RuntimeError: it could not be pushed; says where it is and how to go on.
+    """
+    try:
+        console.print(f"\nPushed: {push_folder(job.output, job.push)}", soft_wrap=True)
+    except RuntimeError as error:
+        repeat = repeat_command(job.output, job.push)
+        raise RuntimeError(f"{error} The result is in {job.output}; push it with: {repeat}") from error
 
 
 def _check_cost(hours: float, limit: float, job: PruningJob) -> None:
@@ -270,7 +298,10 @@ def demo(
     _run(bundled.demo_job(output, sparsity), False, as_json, quiet)
 
 
-for _command in (packed_commands.pack, packed_commands.unpack, packed_commands.generate, packed_commands.bench):
+for _command in (
+    packed_commands.pack, packed_commands.unpack, packed_commands.generate, packed_commands.bench,
+    hub_commands.push, hub_commands.card,
+):  # fmt: skip
     app.command()(_command)
 
 

@@ -13,6 +13,7 @@ from hf_mamba_prune.checkpoint import check_output, whole_folder, write_checkpoi
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.evaluation import Evaluation
 from hf_mamba_prune.figures import draw_analysis, draw_figures
+from hf_mamba_prune.hub import PushChoice, write_card
 from hf_mamba_prune.loading import LoadedModel, fetch, load_model, read_config
 from hf_mamba_prune.packed import check_values, write_packed_model
 from hf_mamba_prune.progress import track
@@ -105,6 +106,7 @@ class PruningJob:
         command: the command line that repeats the run, for the report.
         recovery: how to train after pruning; None: not at all. Its text is that of the calibration by default.
         pack: values of a packed checkpoint in `packed/`, `auto` or `int8`; None: none is written.
+        push: to the Hub, when all is done; None: not.
     """
 
     model: ModelChoice
@@ -117,6 +119,7 @@ class PruningJob:
     command: str | None = None
     recovery: RecoveryChoice | None = None
     pack: str | None = None
+    push: PushChoice | None = None
 
     def run(self) -> PruningReport:
         """Do it; nothing is written before everything else has succeeded.
@@ -138,7 +141,8 @@ class PruningJob:
         evaluation = self.evaluation.read()
         recovery = None if self.recovery is None else self.recovery.read(self.calibration)
         with self.model.open() as loaded:
-            origin = Origin(loaded.id, loaded.revision, self.command, loaded.saved_dtype)
+            card = loaded.license, loaded.language
+            origin = Origin(loaded.id, loaded.revision, self.command, loaded.saved_dtype, *card)
             report = prune(loaded.model, loaded.tokenizer, self.config, calibration, evaluation, origin, recovery)
         with whole_folder(self.output, self.overwrite) as folder:
             write_checkpoint(folder, loaded.model, loaded.tokenizer, self.config, loaded.saved_dtype)
@@ -146,6 +150,7 @@ class PruningJob:
                 report = replace(report, speeds=self._packed(loaded, folder))
             report.save(folder)
             draw_figures(report, folder / "figures")
+            write_card(folder, self.push.repo if self.push else None)
         return report
 
     def _packed(self, loaded: LoadedModel, folder: Path) -> tuple[SpeedFacts, ...]:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
+import yaml
+from huggingface_hub import metadata_load, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -29,7 +30,7 @@ from hf_mamba_prune.original_layout import TOKENIZER, WEIGHTS, convert_config, i
 from hf_mamba_prune.packed import is_packed
 from hf_mamba_prune.packed.config import PACKED_CONFIGS, to_dense
 
-_SMALL_FILES = ["*.json", "*.txt", "*.model"]
+_SMALL_FILES = ["*.json", "*.txt", "*.model", "README.md"]
 _PACKED = tuple(config.model_type for config in PACKED_CONFIGS.values())
 
 
@@ -44,6 +45,8 @@ class LoadedModel:
         revision: commit of the Hub repository, None for a folder.
         folder: where its files are.
         saved_dtype: in which it should be saved: that of its checkpoint unless the user asked for one.
+        license: that its card names, None without one.
+        language: those that its card names.
     """
 
     model: PreTrainedModel
@@ -52,6 +55,8 @@ class LoadedModel:
     revision: str | None
     folder: Path
     saved_dtype: torch.dtype
+    license: str | None = None
+    language: tuple[str, ...] = ()
 
 
 def load_model(
@@ -91,7 +96,21 @@ def load_model(
     _refuse_not_finite(model, source)
     model = model.to(place).eval()
     name = source if commit else folder.resolve().name
-    return LoadedModel(model, load_tokenizer(tokenizer or str(folder)), name, commit, folder, saved)
+    words = load_tokenizer(tokenizer or str(folder))
+    return LoadedModel(model, words, name, commit, folder, saved, *_card_facts(folder))
+
+
+def _card_facts(folder: Path) -> tuple[str | None, tuple[str, ...]]:
+    """License and languages of the card's front matter."""
+    path = folder / "README.md"
+    try:
+        found = (metadata_load(path) if path.is_file() else None) or {}
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError):  # a card that cannot be read says nothing
+        found = {}
+    license, language = found.get("license"), found.get("language")
+    language = [language] if isinstance(language, str) else language
+    known = tuple(word for word in language if isinstance(word, str)) if isinstance(language, list) else ()
+    return license if isinstance(license, str) else None, known
 
 
 def load_skeleton(source: str, revision: str | None = None) -> PreTrainedModel:

@@ -13,6 +13,7 @@ from hf_mamba_prune.schedules import SCHEDULES
 
 DEFAULT = PruningConfig()
 PRUNING, DATA, MODEL, OUTPUT, RUNNING = "Pruning", "Data", "Model", "Output", "Running"
+HUB = "Hub"
 
 
 def print_version(wanted: bool) -> None:
@@ -124,7 +125,9 @@ Output = Annotated[
     Path | None,
     _option(OUTPUT, "--output", "-o", help="Folder to write. Default: <model>-pruned-<NN> here.", show_default=False),
 ]
-Overwrite = Annotated[bool, _option(OUTPUT, "--overwrite", help="Replace an earlier result of this tool.")]
+Overwrite = Annotated[
+    bool, _option(OUTPUT, "--overwrite", help="Replace an earlier result of this tool, here and on the Hub.")
+]
 DryRun = Annotated[bool, _option(OUTPUT, "--dry-run", help="Print the plan and change nothing.")]
 Json = Annotated[bool, _option(OUTPUT, "--json", help="Print JSON instead of tables.")]
 Quiet = Annotated[bool, _option(OUTPUT, "--quiet", "-q", help="No bars and no tables.")]
@@ -149,6 +152,22 @@ TopK = Annotated[int, _option(RUNNING, "--top-k", help="Sample among so many tok
 Threads = Annotated[int | None, _option(RUNNING, "--threads", help="CPU threads. Default: torch's.")]
 Dense = Annotated[bool, _option(RUNNING, "--dense", help="Run the dense weights where there are packed ones too.")]
 NoStock = Annotated[bool, _option(RUNNING, "--no-stock", help="Leave out transformers without kernels.")]
+
+Result = Annotated[Path, typer.Argument(help="Folder that this tool wrote.", show_default=False)]
+Push = Annotated[bool, _option(HUB, "--push", help="Push the result to the Hub, in one commit.")]
+RepoId = Annotated[
+    str | None, _option(HUB, "--repo-id", help="Where to. Default: <user>/<model>-pruned-<NN>.", show_default=False)
+]
+Private = Annotated[bool, _option(HUB, "--private", help="Make the repository private.")]
+CreatePr = Annotated[bool, _option(HUB, "--create-pr", help="Open a pull request instead of committing.")]
+Branch = Annotated[
+    str | None, _option(HUB, "--revision", help="Branch to push to. Default: main.", show_default=False)
+]
+PushBranch = Annotated[
+    str | None, _option(HUB, "--push-revision", help="Branch to push to. Default: main.", show_default=False)
+]
+OverwriteRepo = Annotated[bool, _option(HUB, "--overwrite", help="Replace what the repository holds.")]
+Force = Annotated[bool, _option(HUB, "--force", help="Push a model with 1.5 x the dense perplexity or more, too.")]
 
 Levels = Annotated[str, _option(PRUNING, "--levels", help="Sparsities to measure, with commas.")]
 AnalysisOutput = Annotated[

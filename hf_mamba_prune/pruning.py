@@ -43,12 +43,16 @@ class Origin:
         revision: commit of the Hub repository.
         command: the command line.
         saved_dtype: in which the result will be saved; None means the model's own.
+        license: of the model's card.
+        language: of the model's card.
     """
 
     id: str
     revision: str | None = None
     command: str | None = None
     saved_dtype: torch.dtype | None = None
+    license: str | None = None
+    language: tuple[str, ...] = ()
 
 
 def prune(
@@ -214,4 +218,6 @@ def _model_facts(model: PreTrainedModel, origin: Origin) -> ModelFacts:
         layers=model.config.num_hidden_layers,
         dtype=str(origin.saved_dtype or model.dtype).removeprefix("torch."),
         weights_sha256=weights_sha256(model),
+        license=origin.license,
+        language=origin.language,
     )

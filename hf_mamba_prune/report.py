@@ -50,6 +50,8 @@ class ModelFacts:
         layers: number of blocks.
         dtype: in which it is saved.
         weights_sha256: hash over all weights before pruning.
+        license: that its card names.
+        language: those that its card names.
     """
 
     id: str
@@ -59,6 +61,8 @@ class ModelFacts:
     layers: int
     dtype: str
     weights_sha256: str
+    license: str | None = None
+    language: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -269,7 +273,8 @@ class PruningReport:
     def from_dict(cls, values: dict) -> PruningReport:
         """The inverse of `to_dict`."""
         values = dict(values)
-        values["model"] = ModelFacts(**values["model"])
+        language = tuple(values["model"].get("language", ()))
+        values["model"] = ModelFacts(**values["model"] | {"language": language})
         values["sparsity"] = _sparsity_from(values["sparsity"])
         if values["calibration"] is not None:
             values["calibration"] = CalibrationFacts(**values["calibration"])

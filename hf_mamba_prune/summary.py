@@ -9,11 +9,9 @@ from rich.table import Table
 
 from hf_mamba_prune.analysis import Analysis, Curve
 from hf_mamba_prune.architectures import component_rows, find_targets
+from hf_mamba_prune.hub import POOR_RATIO
 from hf_mamba_prune.plan import Plan
 from hf_mamba_prune.report import Count, LanguageMetrics, PruningReport, SpeedFacts
-
-POOR_RATIO = 1.5
-"""A perplexity above this multiple of the dense one is said loudly."""
 
 
 def show_report(console: Console, report: PruningReport, output: Path) -> None:

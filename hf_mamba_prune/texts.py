@@ -85,6 +85,14 @@ def read_text(
     return TextSource(path.name if path.is_file() else source, tuple(rows))
 
 
+def hub_dataset(name: str) -> tuple[str, str | None, str | None] | None:
+    """Name of a text -> (Hub id, config, split) of its data set, None where it was a local file."""
+    parts = ALIASES.get(name, name).split(":")
+    if len(parts) > 3 or parts[0].count("/") != 1:
+        return None
+    return parts[0], *(parts[1:] + [None, None])[:2]
+
+
 def _open_zstandard(path: Path) -> io.BufferedReader:
     """pyarrow's reader, because zstandard's own takes a file that was cut short for a whole one."""
     return io.BufferedReader(pyarrow.input_stream(path, compression="zstd"))

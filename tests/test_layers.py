@@ -24,7 +24,7 @@ LAYERS = {
         sensitivity stability gradual masking recovery speed
     """,
     5: "figures card hub results job",
-    6: "cli packed_commands console options summary demo __main__ __init__",
+    6: "cli packed_commands hub_commands console options summary demo __main__ __init__",
 }
 LAYER = {name: number for number, names in LAYERS.items() for name in names.split()}
 MODULES = sorted(PACKAGE.rglob("*.py"))

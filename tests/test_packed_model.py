@@ -131,6 +131,18 @@ def test_a_token_that_there_is_not_is_refused(tmp_path):
             packed(torch.tensor([[wrong]]), cache_params=cache)
 
 
+@needs_kernels
+def test_a_cache_of_another_batch_or_model_is_refused(tmp_path):
+    save(tmp_path / "p")
+    save(tmp_path / "two", "mamba2")
+    packed, other = load(tmp_path / "p"), load(tmp_path / "two")
+    cache = packed(tokens(4), use_cache=True).cache_params
+    with pytest.raises(ValueError, match="expected 2 sequences"):
+        packed(tokens(1, 2), cache_params=cache)
+    with pytest.raises(ValueError, match="the cache holds"):
+        packed(tokens(1), cache_params=other(tokens(4), use_cache=True).cache_params)
+
+
 @CASES
 def test_generation_is_that_of_the_dense_model(tmp_path, case):
     model = save(tmp_path / "p", case)

@@ -16,6 +16,9 @@ MAX_BATCH = 8
 """Vectors that one call multiplies."""
 
 
+_MOST_VALUES = torch.iinfo(torch.int32).max
+
+
 class PackedMatrix:
     """A weight (rows, columns) as the kernels read it.
 
@@ -24,6 +27,9 @@ class PackedMatrix:
         mask: uint8 (rows, ceil(columns / 8)), bit = column, 1 = kept; None: every weight is held.
         values: the kept values row by row: float32, bfloat16, float16, or int8.
         scales: float32 (rows,) with int8.
+
+    Raises:
+        ValueError: it keeps more weights than the kernels count.
     """
 
     def __init__(
@@ -36,6 +42,10 @@ class PackedMatrix:
         rows, columns = shape
         self.shape = shape
         self.count = values.numel()
+        if mask is not None and self.count > _MOST_VALUES:
+            raise ValueError(
+                f"a matrix {shape} keeps {self.count:,} weights; the kernels count up to {_MOST_VALUES:,}"
+            )
         room = -(-READABLE_BYTES // values.element_size())
         self._values = torch.zeros(self.count + room, dtype=values.dtype)
         self._values[: self.count] = values

@@ -27,6 +27,9 @@ class TokenEngine:
         d_inner = int(config.expand * config.hidden_size) if heads else config.intermediate_size
         self.vocabulary = model.lm_head.out_features
         self._alive: list[torch.Tensor] = []
+        channels = d_inner + 2 * groups * config.state_size if heads else d_inner
+        self._layers = config.num_hidden_layers
+        self._window, self._state = channels * config.conv_kernel, d_inner * config.state_size
         counts = (config.hidden_size, d_inner, config.state_size, rank, config.conv_kernel, heads, groups)
         low, high = config.time_step_limit if heads else (0.0, 0.0)
         mixer_eps = config.mixer_rms_eps if config.packed_type == "falcon_mamba" else 0.0
@@ -74,12 +77,13 @@ class TokenEngine:
 
         Raises:
             IndexError: a token that there is not.
+            ValueError: the cache is of another model or another batch.
         """
         if not (0 <= int(tokens.min()) and int(tokens.max()) < self.vocabulary):
             raise IndexError(f"token ids are {int(tokens.min())} to {int(tokens.max())} of {self.vocabulary}")
         tokens = tokens.contiguous()
         logits = torch.empty(len(tokens), self.vocabulary)
-        conv, states = _states(cache)
+        conv, states = self._states(cache, len(tokens))
         for first in range(0, len(tokens), MAX_BATCH):
             part = slice(first, first + MAX_BATCH)
             count = len(tokens[part])
@@ -100,13 +104,21 @@ class TokenEngine:
             self._memory[batch] = torch.empty(self._model.memory(batch))
         return self._memory[batch]
 
-
-def _states(cache: Cache) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """The windows and states of all layers; made float32 and contiguous in the cache where they are not."""
-    conv, states = [], []
-    for layer in cache.layers:
-        for own, found in ((layer.conv_states, conv), (layer.recurrent_states, states)):
-            if own[0].dtype != torch.float32 or not own[0].is_contiguous():
-                own[0] = own[0].float().contiguous()
-            found.append(own[0])
-    return conv, states
+    def _states(self, cache: Cache, batch: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """The windows and states of all layers; made float32 and contiguous in the cache where they are not."""
+        if len(cache.layers) != self._layers:
+            raise ValueError(f"the cache has {len(cache.layers)} layers, the model {self._layers}")
+        conv, states = [], []
+        for layer in cache.layers:
+            for own, size, found in (
+                (layer.conv_states, self._window, conv),
+                (layer.recurrent_states, self._state, states),
+            ):
+                if own[0].shape[0] != batch or own[0][0].numel() != size:
+                    raise ValueError(
+                        f"the cache holds {tuple(own[0].shape)}, expected {batch} sequences of {size} values"
+                    )
+                if own[0].dtype != torch.float32 or not own[0].is_contiguous():
+                    own[0] = own[0].float().contiguous()
+                found.append(own[0])
+        return conv, states

@@ -62,7 +62,7 @@ void in_phases(const Phases& phases, int threads, const void* context) {
   if (threads <= 1) {
     member(&crew, 0);
   } else {
-    parallel(threads, threads, member, &crew);
+    parallel(threads, threads, member, &crew, true);
   }
 }
 

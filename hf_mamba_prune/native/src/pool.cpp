@@ -178,6 +178,7 @@ struct Shared {
   const void* const context;
   const int64_t tasks;
   const Runtime runtime;
+  const bool patient;
   const pthread_t caller = pthread_self();
   const Clock::time_point begun = Clock::now();
   std::atomic<int64_t> next{0};
@@ -191,7 +192,7 @@ struct Shared {
 void take_part(void* data) {
   Shared& shared = *static_cast<Shared*>(data);
   const auto now = Clock::now();
-  if (now - shared.begun > kLate) {
+  if (!shared.patient && now - shared.begun > kLate) {
     regions_again.store((now + kWithoutRegions).time_since_epoch().count(), std::memory_order_relaxed);
   }
   for (int64_t i; (i = shared.next.fetch_add(1, std::memory_order_relaxed)) < shared.tasks;) {
@@ -225,7 +226,7 @@ void notice_forks() {
   std::call_once(once, [] { pthread_atfork(nullptr, nullptr, after_fork); });
 }
 
-void parallel(int64_t tasks, int threads, Task task, const void* context) {
+void parallel(int64_t tasks, int threads, Task task, const void* context, bool patient) {
   if (threads > tasks) threads = static_cast<int>(tasks);
   if (threads <= 1) {
     for (int64_t i = 0; i < tasks; ++i) task(context, i);
@@ -233,8 +234,8 @@ void parallel(int64_t tasks, int threads, Task task, const void* context) {
   }
   const Runtime runtime = torch_runtime();
   if (runtime.region != nullptr &&
-      Clock::now().time_since_epoch().count() >= regions_again.load(std::memory_order_relaxed)) {
-    Shared shared{task, context, tasks, runtime};
+      (patient || Clock::now().time_since_epoch().count() >= regions_again.load(std::memory_order_relaxed))) {
+    Shared shared{task, context, tasks, runtime, patient};
     runtime.region(take_part, &shared, static_cast<unsigned>(threads), 0);
     return;
   }

@@ -13,7 +13,8 @@ void notice_forks();
 
 // Runs task(context, i) for i in [0, tasks), on at most `threads` threads, the caller's included.
 // Which thread runs which task is not fixed, so a task may only write what no other task reads or writes.
-void parallel(int64_t tasks, int threads, Task task, const void* context);
+// `patient`: on the runtime's threads even when they came late of late; for work that goes on without them.
+void parallel(int64_t tasks, int threads, Task task, const void* context, bool patient = false);
 
 // Scratch memory of the calling thread, aligned to 64 bytes; valid until its next call on the same thread.
 float* scratch(size_t floats);
