@@ -42,7 +42,7 @@ def render_card(report: PruningReport, repo: str | None = None) -> str:
     if unknown:
         raise ValueError(f"keys of the card's front matter that are not known: {', '.join(sorted(unknown))}.")
     template = _environment().from_string(resources.files(__package__).joinpath("card_template.md").read_text("utf-8"))
-    body = re.sub(r"\n{3,}", "\n\n", template.render(_values(report, repo))).strip()
+    body = re.sub(r"\n+(?=## )", "\n\n", re.sub(r"\n{3,}", "\n\n", template.render(_values(report, repo)))).strip()
     return f"---\n{front.to_yaml()}\n---\n\n{body}\n"
 
 
@@ -134,7 +134,7 @@ def _values(report: PruningReport, repo: str) -> dict[str, object]:
         "config": json.dumps(report.config, indent=2),
         "calibration": report.calibration,
         "recovery": report.recovery,
-        "versions": report.versions,
+        "versions": {name: found for name, found in report.versions.items() if found[:1].isdigit()},
         "hardware": report.hardware,
     }
 
@@ -158,7 +158,7 @@ def _quality(dense, pruned) -> dict[str, object]:
 def _speed(speed: SpeedFacts) -> dict[str, object]:
     return {
         "name": speed.name,
-        "values": speed.values,
+        "kind": speed.values,
         "threads": speed.threads,
         "file": f"{speed.file_bytes / 1e6:,.1f} MB",
         "memory": f"{speed.memory_bytes / 1e6:,.0f} MB",

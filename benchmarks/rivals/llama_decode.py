@@ -80,12 +80,15 @@ def quantized(path: Path, kind: int | None) -> Path:
 
 
 def tokens_per_second(path: Path, vocabulary: int, tokens: int) -> float:
-    model = llama_cpp.Llama(str(path), n_ctx=512, n_threads=THREADS, n_threads_batch=THREADS, verbose=False)
+    model = llama_cpp.Llama(str(path), n_ctx=1024, n_threads=THREADS, n_threads_batch=THREADS, verbose=False)
     model.eval([1, 2, 3, 4, 5, 6, 7, 8])
-    started = time.perf_counter()
-    for i in range(tokens):
-        model.eval([(i * 7919) % vocabulary])
-    return tokens / (time.perf_counter() - started)
+    best = 0.0
+    for _ in range(3):
+        started = time.perf_counter()
+        for i in range(tokens):
+            model.eval([(i * 7919) % vocabulary])
+        best = max(best, tokens / (time.perf_counter() - started))
+    return best
 
 
 def main() -> None:
