@@ -9,14 +9,14 @@ import torch
 from native_cases import distance, instruction_sets
 
 from hf_mamba_prune import native
-from hf_mamba_prune.native.packed import MAX_BATCH, PackedMatrix
+from hf_mamba_prune.native.packed import MAX_BATCH, PackedMatrix, settle
 from hf_mamba_prune.packed.tensors import pack_tensor, unpack_tensor
 
 needs_kernels = pytest.mark.skipif(not native.available(), reason="the kernels are not built or switched off")
 CODINGS = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 SHAPES = ((1, 1), (7, 5), (16, 64), (17, 63), (33, 129), (48, 48), (40, 200), (250, 160))
 FORCED = pytest.mark.parametrize("isa", instruction_sets())
-GROUP = 128  # columns that share a scale where the kernels round activations
+GROUP = 256  # columns that share a scale where the kernels round activations
 
 
 def packed(
@@ -120,3 +120,17 @@ def test_mask_and_values_are_handed_back_as_they_came():
     assert torch.equal(matrix.mask, tensor.mask)
     assert torch.equal(matrix.values, tensor.values)
     assert matrix.bytes < 5 * 16 + 5 * 4 + 5 * 2 + 64 + 1
+
+
+def test_settled_matrices_multiply_as_before():
+    found = [
+        packed((40, 200), torch.int8, 0.3),
+        packed((17, 63), torch.float32, 1.0),
+        packed((7, 5), torch.bfloat16, 0),
+    ]
+    vectors = [torch.randn(2, matrix.shape[1]) for matrix, _ in found]
+    before = [matrix.multiply(x) for (matrix, _), x in zip(found, vectors, strict=True)]
+    settle(matrix for matrix, _ in found)
+    for (matrix, dense), x, product in zip(found, vectors, before, strict=True):
+        assert torch.equal(matrix.multiply(x), product)
+        assert torch.equal(matrix.rows(0, len(dense), torch.float32), dense)

@@ -8,11 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from conftest import ARCHITECTURE_CASES, VOCABULARY, build_model, build_tokenizer
 from native_cases import instruction_sets
 from transformers import AutoModelForCausalLM, AutoTokenizer, MambaForCausalLM, pipeline
+from transformers.generation.streamers import BaseStreamer
 
 from hf_mamba_prune import native
 from hf_mamba_prune.packed import is_packed, read_packed, write_packed_model
@@ -294,3 +296,23 @@ def test_shards_are_cut_and_read_again(tmp_path):
 def test_what_cannot_be_packed_says_so(tmp_path):
     with pytest.raises(ValueError, match="expected one of auto, int8"):
         write_packed_model(tmp_path, build_model("mamba"), build_tokenizer(), torch.float32, "int3")
+
+
+@needs_kernels
+@pytest.mark.slow
+def test_ten_thousand_tokens_keep_the_memory_constant(tmp_path):
+    save(tmp_path / "p", dtype=torch.bfloat16, values="int8")
+    packed, process = load(tmp_path / "p"), psutil.Process()
+    packed.generation_config.eos_token_id = None
+    seen = []
+
+    class Watch(BaseStreamer):
+        def put(self, value):
+            seen.append(process.memory_info().rss)
+
+        def end(self):
+            pass
+
+    packed.generate(tokens(8), max_new_tokens=10_000, do_sample=True, streamer=Watch())
+    assert len(seen) == 10_001
+    assert seen[-1] - seen[1_000] < 4e6

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch.nn import functional as F
 
@@ -57,10 +59,15 @@ class PackedMatrix:
             self._masks = padded.view(torch.int64)
             ends = torch.cumsum(_bits_of_rows(padded), 0)
             self._starts = torch.cat([ends.new_zeros(1), ends[:-1]]).to(torch.int32)
+        self._point()
+
+    def _point(self) -> None:
+        """What the kernels get: where everything is."""
+        rows, columns = self.shape
         self.handle = (
             rows,
             columns,
-            CODES[values.dtype],
+            CODES[self.dtype],
             address(self._masks),
             self._values.data_ptr(),
             address(self._starts),
@@ -95,7 +102,7 @@ class PackedMatrix:
 
         Args:
             vectors: (b, columns), b at most `MAX_BATCH`; float32. Instruction sets with VNNI round them to int8, in
-                groups of 128, where the weights are int8.
+                groups of 256, where the weights are int8.
 
         Returns:
             (b, rows) float32.
@@ -173,6 +180,31 @@ class PackedMatrix:
             weight[kept] = self.values.float()
             weight = weight[chosen]
         return weight * self.scales[chosen][:, None] if self.scales is not None else weight
+
+
+_LINE, _HUGE = 64, 1 << 21
+
+
+def settle(matrices: Iterable[PackedMatrix]) -> None:
+    """Move matrices into one block of memory, in huge pages where the system has them: reading it is faster then.
+
+    Handles that were taken before point to memory that is gone.
+    """
+    matrices = list(matrices)
+    parts = [(matrix, name) for matrix in matrices for name in ("_masks", "_values")]
+    parts = [(matrix, name) for matrix, name in parts if getattr(matrix, name) is not None]
+    room = sum(-(-getattr(matrix, name).nbytes // _LINE) * _LINE for matrix, name in parts)
+    block = torch.empty(room + _HUGE, dtype=torch.uint8)
+    at = -block.data_ptr() % _HUGE
+    if available():
+        kernels().prefer_huge_pages(block.data_ptr() + at, room)
+    for matrix, name in parts:
+        old = getattr(matrix, name)
+        new = block[at : at + old.nbytes].view(old.dtype).view(old.shape)
+        setattr(matrix, name, new.copy_(old))
+        at += -(-old.nbytes // _LINE) * _LINE
+    for matrix in matrices:
+        matrix._point()
 
 
 def _bits_of_rows(mask: torch.Tensor) -> torch.Tensor:

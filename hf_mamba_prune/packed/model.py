@@ -24,7 +24,7 @@ from transformers.cache_utils import Cache
 from transformers.models.mamba.modeling_mamba import MambaCausalLMOutput
 
 from hf_mamba_prune.native.library import active_instruction_set, available
-from hf_mamba_prune.native.packed import PackedMatrix
+from hf_mamba_prune.native.packed import PackedMatrix, settle
 from hf_mamba_prune.native.plug import use_native
 from hf_mamba_prune.packed.config import (
     PACKED_CONFIGS,
@@ -121,6 +121,8 @@ class PackedModel:
         for name, buffer in model.named_buffers():
             if buffer.is_meta:  # Falcon-Mamba's norms without weights keep ones for kernels of another device
                 model.get_submodule(name.rpartition(".")[0]).weight = torch.ones(buffer.shape)
+        packed = (module for module in model.modules() if isinstance(module, PackedLinear | PackedEmbedding))
+        settle({id(module.matrix): module.matrix for module in packed}.values())
         model.packed_dtype = next(iter(files.tensors.values()))["dtype"]
         handle = use_native(model)
         weakref.finalize(model, handle.close)

@@ -75,8 +75,8 @@ struct Vectors {
         _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), _mm512_cvtsepi32_epi8(whole));
       }
       const __m512i ones = _mm512_set1_epi8(1);
-      __m512i sums = _mm512_dpbusd_epi32(_mm512_setzero_si512(), ones, _mm512_loadu_si512(to));
-      sums = _mm512_dpbusd_epi32(sums, ones, _mm512_loadu_si512(to + 64));
+      __m512i sums = _mm512_setzero_si512();
+      for (int i = 0; i < kGroup; i += 64) sums = _mm512_dpbusd_epi32(sums, ones, _mm512_loadu_si512(to + i));
       sums = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(sums, 7));
       _mm512_storeu_si512(corrections + group * 16, sums);
     }
@@ -145,8 +145,6 @@ void band_by_words(const PackedMatrix& m, int64_t first, int count, const Vector
   add_lanes<Batch>(parts, sums);
 }
 
-constexpr int kAhead = 512;  // bytes: the machine's own reading ahead ends with each page
-
 // `Rows` rows at once, neighbours: they share what is read of the vectors.
 template <bool Dense, int Batch, int Rows>
 struct ByteRows {
@@ -169,7 +167,6 @@ struct ByteRows {
       w = left >= 64 ? _mm512_loadu_si512(values[r]) : _mm512_maskz_loadu_epi8((uint64_t{1} << left) - 1, values[r]);
       values[r] += left >= 64 ? 64 : left;
     } else {
-      _mm_prefetch(values[r] + kAhead, _MM_HINT_T0);
       const uint64_t bits = masks[r][column / 64];
       w = _mm512_maskz_expand_epi8(bits, _mm512_loadu_si512(values[r]));
       values[r] += _mm_popcnt_u64(bits);
@@ -190,10 +187,9 @@ struct ByteRows {
         const __m512i correction = _mm512_loadu_si512(v.corrections + (b * groups + group) * 16);
         for (int r = 0; r < Rows; ++r) part[r][b] = correction;
       }
-      if constexpr (!Dense) _mm_prefetch(reinterpret_cast<const char*>(masks[0] + 2 * group) + kAhead / 2, _MM_HINT_T0);
-#pragma GCC unroll 2
-      for (int half = 0; half < 2; ++half) {
-        const int64_t column = group * kGroup + half * 64;
+#pragma GCC unroll 4
+      for (int chunk = 0; chunk < kGroup / 64; ++chunk) {
+        const int64_t column = group * kGroup + chunk * 64;
         __m512i w[Rows];
         for (int r = 0; r < Rows; ++r) {
           w[r] = column < m.columns ? next(m, column, r) : _mm512_set1_epi8(static_cast<char>(0x80));

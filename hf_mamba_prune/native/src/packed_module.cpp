@@ -7,6 +7,10 @@
 
 #include <optional>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "dispatch.h"
 #include "packed_model.h"
 
@@ -104,6 +108,13 @@ void define_packed(nb::module_& module) {
                nb::gil_scoped_release release;
                table.packed_rows(wanted, threads);
              }, nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg());
+  module.def("prefer_huge_pages", [](uintptr_t from, size_t bytes) {
+#if defined(__linux__)
+    madvise(reinterpret_cast<void*>(from), bytes, MADV_HUGEPAGE);
+#else
+    (void)from, (void)bytes;
+#endif
+  });
   module.attr("READABLE_BYTES") = kReadable;
   module.attr("MAX_BATCH") = kMaxBatch;
 }
