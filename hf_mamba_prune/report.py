@@ -174,7 +174,7 @@ class SpeedFacts:
         kernels: instruction set of the native kernels, `none` without them.
         threads: used.
         file_bytes: size of its weights on disk.
-        memory_bytes: growth of the process's resident memory by loading and running it.
+        memory_bytes: growth of the process's resident memory by loading it and decoding.
         prompt_tokens: of the prefill.
         prefill_tokens_per_second: of one sequence.
         new_tokens: of the decoding.

@@ -205,6 +205,8 @@ def settle(matrices: Iterable[PackedMatrix]) -> None:
         at += -(-old.nbytes // _LINE) * _LINE
     for matrix in matrices:
         matrix._point()
+    if available():
+        kernels().give_memory_back()
 
 
 def _bits_of_rows(mask: torch.Tensor) -> torch.Tensor:

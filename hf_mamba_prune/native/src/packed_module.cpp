@@ -10,6 +10,9 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 
 #include "dispatch.h"
 #include "packed_model.h"
@@ -113,6 +116,12 @@ void define_packed(nb::module_& module) {
     madvise(reinterpret_cast<void*>(from), bytes, MADV_HUGEPAGE);
 #else
     (void)from, (void)bytes;
+#endif
+  });
+  // What was freed in many pieces stays with the process until it is asked for.
+  module.def("give_memory_back", [] {
+#if defined(__GLIBC__)
+    malloc_trim(0);
 #endif
   });
   module.attr("READABLE_BYTES") = kReadable;
