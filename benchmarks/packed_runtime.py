@@ -209,7 +209,7 @@ def draw_curve(shape: str, levels, rates: dict, dense: dict) -> None:
         axes.axhline(rate, color="0.4", linestyle=style, label=f"dense bf16, {name}")
     axes.set(xlabel="zeros in every projection, %", ylabel="tokens a second", title=f"Decoding, mamba-{shape} shape")
     axes.set_ylim(0)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc=(0.02, 0.17))
     figure.savefig(RESULTS / "speed_by_sparsity.png", dpi=120)
 
 
