@@ -4,7 +4,7 @@
 // thread works out for itself: it is little, and saves a phase.
 #pragma once
 #include "crew.h"
-#include "multiply.h"
+#include "rows.h"
 #include "step.h"
 
 namespace hmp {
