@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from hf_mamba_prune import cli
 from hf_mamba_prune.allocation import Budget
 from hf_mamba_prune.masking import apply_masks, plan_masks
 
@@ -59,6 +60,13 @@ def build_model(case: str, seed: int = 0) -> PreTrainedModel:
                 weight.copy_(draw / weight[0].numel() ** 0.5)
             assert (weight != 0).all()
     return model
+
+
+def run(*arguments: str) -> int:
+    """The exit code of the command."""
+    with pytest.raises(SystemExit) as end:
+        cli.main([*arguments])
+    return end.value.code or 0
 
 
 def mask_only(model, targets, score, statistics, config, sparsity) -> Budget:

@@ -9,7 +9,7 @@ from pathlib import Path
 import local_hub as hubs
 import pytest
 import torch
-from conftest import build_model, build_tokenizer
+from conftest import build_model, build_tokenizer, run
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from hf_mamba_prune import PruningReport, cli
@@ -25,13 +25,6 @@ def place(tmp_path, monkeypatch) -> Path:
     build_tokenizer().save_pretrained("model")
     Path("text.txt").write_text(TEXT, encoding="utf-8")
     return tmp_path
-
-
-def run(*arguments: str) -> int:
-    """The exit code of the command."""
-    with pytest.raises(SystemExit) as end:
-        cli.main([*arguments])
-    return end.value.code or 0
 
 
 SMALL = ("--calibration", "text.txt", "--calibration-samples", "3", "--calibration-length", "16")

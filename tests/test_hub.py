@@ -13,7 +13,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from conftest import build_model, build_tokenizer
+from conftest import build_model, build_tokenizer, run
 from huggingface_hub import ModelCard
 from local_hub import ALICE, BOB
 from original_checkpoints import write_original
@@ -39,13 +39,6 @@ def place(tmp_path, monkeypatch, local_hub) -> Path:
     build_tokenizer().save_pretrained("model")
     Path("text.txt").write_text(TEXT, encoding="utf-8")
     return tmp_path
-
-
-def run(*arguments: str) -> int:
-    """The exit code of the command."""
-    with pytest.raises(SystemExit) as end:
-        cli.main([*arguments])
-    return end.value.code or 0
 
 
 def titles(local_hub, repo: str = REPO) -> list[str]:

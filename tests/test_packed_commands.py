@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import build_model, build_tokenizer
+from conftest import build_model, build_tokenizer, run
 from test_packed_model import save
 from transformers import AutoModelForCausalLM
 
-from hf_mamba_prune import PruningReport, cli, native
+from hf_mamba_prune import PruningReport, native
 from hf_mamba_prune.packed import is_packed
 
 needs_kernels = pytest.mark.skipif(not native.available(), reason="the kernels are not built or switched off")
@@ -31,13 +31,6 @@ def place(tmp_path, monkeypatch) -> Path:
     build_tokenizer().save_pretrained("model")
     Path("text.txt").write_text(TEXT, encoding="utf-8")
     return tmp_path
-
-
-def run(*arguments: str) -> int:
-    """The exit code of the command."""
-    with pytest.raises(SystemExit) as end:
-        cli.main([*arguments])
-    return end.value.code or 0
 
 
 def test_pack_and_unpack_give_the_same_weights(place, capsys):

@@ -57,7 +57,7 @@ class PackedMatrix:
             padded = torch.zeros(rows, -(-columns // 64) * 8, dtype=torch.uint8)
             padded[:, : mask.shape[1]] = mask
             self._masks = padded.view(torch.int64)
-            ends = torch.cumsum(_bits_of_rows(padded), 0)
+            ends = torch.cumsum(bits_of_rows(padded), 0)
             self._starts = torch.cat([ends.new_zeros(1), ends[:-1]]).to(torch.int32)
         self._point()
 
@@ -170,12 +170,10 @@ class PackedMatrix:
 
     def _unpacked(self, chosen: slice | torch.Tensor) -> torch.Tensor:
         """The twin: float32 rows."""
-        columns = self.shape[1]
         if self._masks is None:
             weight = self.values.view(self.shape)[chosen].float()
         else:
-            bits = torch.arange(8, dtype=torch.uint8)
-            kept = ((self._masks.view(torch.uint8)[..., None] >> bits) & 1).flatten(1)[:, :columns].bool()
+            kept = kept_of(self._masks.view(torch.uint8), self.shape[1])
             weight = torch.zeros(self.shape)
             weight[kept] = self.values.float()
             weight = weight[chosen]
@@ -209,6 +207,15 @@ def settle(matrices: Iterable[PackedMatrix]) -> None:
         kernels().give_memory_back()
 
 
-def _bits_of_rows(mask: torch.Tensor) -> torch.Tensor:
-    ones = torch.tensor([bin(byte).count("1") for byte in range(256)], dtype=torch.uint8)
-    return ones[mask.int()].sum(dim=1, dtype=torch.int64)
+_ONES = torch.tensor([bin(byte).count("1") for byte in range(256)], dtype=torch.uint8)
+
+
+def bits_of_rows(mask: torch.Tensor) -> torch.Tensor:
+    """(rows,) int64: bits that are set in each row of a mask, uint8 (rows, bytes)."""
+    return _ONES[mask.int()].sum(dim=1, dtype=torch.int64)
+
+
+def kept_of(mask: torch.Tensor, columns: int) -> torch.Tensor:
+    """bool (rows, columns) of a mask, uint8 (rows, bytes): bit i of byte j is column 8 j + i."""
+    bits = torch.arange(8, dtype=torch.uint8)
+    return ((mask[..., None] >> bits) & 1).flatten(1)[:, :columns].bool()

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from hf_mamba_prune.native.packed import bits_of_rows, kept_of
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CODINGS = (*DTYPES, "int8")
 """How values are held: as they are in one of three float types, or as int8 with one float32 scale for each row."""
@@ -44,8 +46,7 @@ class PackedTensor:
         """bool (out, in), True = kept."""
         if self.mask is None:
             return torch.ones(self.shape, dtype=torch.bool)
-        bits = torch.arange(8, dtype=torch.uint8)
-        return ((self.mask[..., None] >> bits) & 1).flatten(1)[:, : self.shape[1]].bool()
+        return kept_of(self.mask, self.shape[1])
 
 
 def pack_tensor(weight: torch.Tensor, coding: str | None = None) -> PackedTensor:
@@ -151,14 +152,6 @@ def check_tensor(packed: PackedTensor) -> None:
         raise ValueError(f"scales are {scales.dtype}, {tuple(scales.shape)}; expected torch.float32, {(rows,)}")
 
 
-_ONES = torch.tensor([bin(byte).count("1") for byte in range(256)], dtype=torch.uint8)
-
-
 def count_bits(mask: torch.Tensor) -> int:
-    """Bits that are set in a uint8 tensor."""
-    return int(torch.bincount(mask.flatten().int(), minlength=256) @ _ONES.long())
-
-
-def row_counts(mask: torch.Tensor) -> torch.Tensor:
-    """(rows,) int64: bits set in each row of a mask (rows, bytes)."""
-    return _ONES[mask.int()].sum(dim=1, dtype=torch.int64)
+    """Bits that are set in a mask, uint8 (rows, bytes)."""
+    return int(bits_of_rows(mask).sum())
