@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 
 $(READY): pyproject.toml constraints.txt hf_mamba_prune/native/CMakeLists.txt $(wildcard hf_mamba_prune/native/src/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --editable ".[test]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --editable ".[test,eval]"
 	touch $(READY)
 
 setup: $(READY)

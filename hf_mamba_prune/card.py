@@ -9,7 +9,7 @@ from importlib import resources
 import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
-from hf_mamba_prune.report import PruningReport, SpeedFacts
+from hf_mamba_prune.report import PruningReport, SpeedFacts, TaskMetrics
 from hf_mamba_prune.texts import hub_dataset
 
 CARD_NAME = "README.md"
@@ -85,7 +85,7 @@ def _results(report: PruningReport) -> list[EvalResult]:
             results.append(
                 EvalResult(
                     task_type="text-generation",
-                    dataset_type=dataset or re.sub(r"[^a-z0-9]+", "-", pruned.text.lower()).strip("-"),
+                    dataset_type=dataset or _slug(pruned.text),
                     dataset_name=pruned.text,
                     dataset_config=config,
                     dataset_split=split or ("test" if dataset else None),
@@ -94,7 +94,25 @@ def _results(report: PruningReport) -> list[EvalResult]:
                     metric_name=f"{metric.replace('_', ' ')} (dense: {getattr(dense, metric):.4f})",
                 )
             )
+    dense = {(found.task, found.metric): found.value for found in report.tasks_before}
+    for found in report.tasks_after:
+        before = dense.get((found.task, found.metric))
+        note = "" if before is None else f", zero-shot (dense: {before:.4f})"
+        results.append(
+            EvalResult(
+                task_type="text-generation",
+                dataset_type=_slug(found.task),
+                dataset_name=found.task,
+                metric_type=found.metric,
+                metric_value=found.value,
+                metric_name=f"{found.metric}{note}",
+            )
+        )
     return results
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def _environment() -> jinja2.Environment:
@@ -113,6 +131,9 @@ def _values(report: PruningReport, repo: str) -> dict[str, object]:
         "base_model": base_model(report),
         "model": report.model,
         "quality": [_quality(*pair) for pair in zip(report.before, report.after, strict=True)],
+        "tasks": _tasks(report),
+        "harness": report.versions.get("lm-eval") if report.tasks_before else None,
+        "measured": ", ".join(dict.fromkeys([m.text for m in report.after] + [m.task for m in report.tasks_after])),
         "speeds": speeds,
         "dense": speeds[0] if speeds else None,
         "packed": speeds[-1] if speeds else None,
@@ -153,6 +174,26 @@ def _quality(dense, pruned) -> dict[str, object]:
         "tokens": f"{pruned.tokens:,}",
         "dtype": pruned.dtype,
     }
+
+
+def _tasks(report: PruningReport) -> list[dict[str, str]]:
+    dense = {(found.task, found.metric): found for found in report.tasks_before}
+    return [
+        {
+            "task": found.task,
+            "metric": found.metric,
+            "dense": _value(dense.get((found.task, found.metric))),
+            "pruned": _value(found),
+            "examples": f"{found.examples:,}",
+        }
+        for found in report.tasks_after
+    ]
+
+
+def _value(found: TaskMetrics | None) -> str:
+    if found is None:
+        return ""
+    return f"{found.value:.4f}" + (f" +- {found.standard_error:.4f}" if found.standard_error is not None else "")
 
 
 def _speed(speed: SpeedFacts) -> dict[str, object]:

@@ -12,15 +12,17 @@ import typer
 from rich.console import Console
 
 from hf_mamba_prune import demo as bundled
+from hf_mamba_prune import groups as g
 from hf_mamba_prune import hub_commands, native, packed_commands, summary
 from hf_mamba_prune import options as o
 from hf_mamba_prune.checkpoint import check_output
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.console import open_console, print_json
 from hf_mamba_prune.environment import hardware, versions
-from hf_mamba_prune.hub import PushChoice, push_folder
+from hf_mamba_prune.groups import grouped
+from hf_mamba_prune.hub import push_folder
 from hf_mamba_prune.hub_commands import repeat_command
-from hf_mamba_prune.job import TRAINING_LENGTH, AnalysisJob, EvaluationChoice, ModelChoice, PruningJob, RecoveryChoice
+from hf_mamba_prune.job import TRAINING_LENGTH, AnalysisJob, PruningJob, RecoveryChoice
 from hf_mamba_prune.loading import load_skeleton
 from hf_mamba_prune.plan import make_plan
 
@@ -56,94 +58,51 @@ def _root(version: o.Version = False) -> None:
 
 
 @app.command()
+@grouped
 def prune(
     context: typer.Context,
-    model: o.Model,
-    sparsity: o.Sparsity = None,
-    recipe: o.Recipe = "quick",
-    pattern: o.Pattern = DEFAULT.pattern,
-    score: o.RecipeScore = None,
-    allocation: o.Allocation = None,
-    alpha: o.Alpha = DEFAULT.alpha,
-    gradient: o.Gradient = DEFAULT.gradient,
-    ceiling: o.Ceiling = None,
-    components: o.Components = None,
-    component_sparsity: o.ComponentSparsity = None,
-    schedule: o.Schedule = DEFAULT.schedule,
-    steps: o.Steps = None,
-    no_reconstruct: o.NoReconstruct = False,
-    damping: o.Damping = DEFAULT.damping,
-    recover_steps: o.RecoverSteps = None,
-    recover_lr: o.RecoverRate = 1e-3,
-    recover_batch: o.RecoverBatch = 8,
-    recover_dataset: o.RecoverText = None,
-    max_hours: o.MaxHours = 4.0,
-    seed: o.Seed = DEFAULT.seed,
-    calibration: o.Calibration = "wikitext",
-    calibration_samples: o.Samples = DEFAULT.calibration_samples,
-    calibration_length: o.Length = DEFAULT.calibration_length,
-    batch_size: o.BatchSize = DEFAULT.batch_size,
-    column: o.Column = None,
-    evaluation: o.Texts = None,
+    pruning: g.PruningOptions,
+    training: g.RecoveryOptions,
+    data: g.CalibrationOptions,
+    texts: g.TextOptions,
+    tasks: g.TaskOptions,
+    model: g.ModelOptions,
+    hub: g.PushOptions,
+    shown: g.OutputOptions,
     no_evaluation: o.NoEvaluation = False,
-    window: o.Window = 2048,
-    stride: o.Stride = None,
-    max_windows: o.MaxWindows = None,
-    revision: o.Revision = None,
-    dtype: o.Dtype = "auto",
-    device: o.Device = "auto",
-    tokenizer: o.Tokenizer = None,
-    no_native: o.NoNative = False,
+    max_hours: o.MaxHours = 4.0,
     output: o.Output = None,
     overwrite: o.Overwrite = False,
     pack: o.Pack = False,
     values: o.Values = "auto",
     push: o.Push = False,
-    repo_id: o.RepoId = None,
-    private: o.Private = False,
-    create_pr: o.CreatePr = False,
     push_revision: o.PushBranch = None,
-    force: o.Force = False,
     dry_run: o.DryRun = False,
-    as_json: o.Json = False,
-    quiet: o.Quiet = False,
-    debug: o.Debug = False,
 ) -> None:
     """Prune a Mamba language model into a folder (the default command)."""
-    training = o.parse_recipe(recipe, recover_steps)
-    score = score or ("gradient-magnitude" if recipe == "paper" else DEFAULT.score)
-    config = PruningConfig(
-        sparsity, pattern, score, allocation, alpha, gradient, ceiling, o.parse_names(components),
-        o.parse_shares(component_sparsity), schedule, steps, recipe != "paper" and not no_reconstruct, damping,
-        calibration_samples, calibration_length, batch_size, seed=seed,
-    )  # fmt: skip
-    recovery = training and RecoveryChoice(
-        text=recover_dataset, column=column, learning_rate=recover_lr, batch_size=recover_batch, **training
-    )
-    output = output or default_output(model, config)
-    texts = () if no_evaluation else tuple(evaluation or ["wikitext"])
+    config = pruning.config(data)
     job = PruningJob(
-        ModelChoice(model, revision, dtype, device, tokenizer, not no_native),
+        model.choice(),
         config,
-        output,
-        calibration,
-        column,
-        EvaluationChoice(texts, column, window, stride, max_windows),
+        output or default_output(model.model, config),
+        data.calibration,
+        texts.column,
+        texts.choice(no_evaluation, tasks.choice()),
         overwrite,
         context.obj,
-        recovery,
+        training.choice(pruning.recipe, texts.column),
         values if pack else None,
-        PushChoice(repo_id, private, create_pr, push_revision, overwrite, force) if push else None,
+        hub.choice(push_revision, overwrite) if push else None,
     )
-    _run(job, dry_run, as_json, quiet, max_hours)
+    _run(job, dry_run, shown, max_hours)
 
 
-def _run(job: PruningJob, dry_run: bool, as_json: bool, quiet: bool, max_hours: float | None = None) -> None:
-    with open_console(quiet, as_json) as console:
+def _run(job: PruningJob, dry_run: bool, shown: g.OutputOptions, max_hours: float | None = None) -> None:
+    with open_console(shown.quiet, shown.as_json) as console:
         check_output(job.output, job.overwrite)
         plan = make_plan(load_skeleton(job.model.source, job.model.revision), job.config, *_training(job.recovery))
         if dry_run:
-            print_json(asdict(plan)) if as_json else summary.show_plan(console, plan, job.output)
+            print_json(asdict(plan)) if shown.as_json else summary.show_plan(console, plan, job.output)
         else:
             summary.show_cost(console, plan)
             on_cpu = job.model.device == "cpu" or not torch.cuda.is_available()
@@ -153,7 +112,7 @@ def _run(job: PruningJob, dry_run: bool, as_json: bool, quiet: bool, max_hours: 
                 job = replace(job, push=job.push.resolve(default_output(job.model.source, job.config).name))
                 job.push.held()  # what the Hub will refuse is said before the work
             report = job.run()
-            print_json(report.to_dict()) if as_json else summary.show_report(console, report, job.output)
+            print_json(report.to_dict()) if shown.as_json else summary.show_report(console, report, job.output)
             if job.push is not None:
                 _push(console, job)
 
@@ -195,76 +154,49 @@ def _training(recovery: RecoveryChoice | None) -> tuple[int, int, bool]:
 
 
 @app.command()
-def evaluate(
-    model: o.Model,
-    evaluation: o.Texts = None,
-    column: o.Column = None,
-    window: o.Window = 2048,
-    stride: o.Stride = None,
-    max_windows: o.MaxWindows = None,
-    revision: o.Revision = None,
-    dtype: o.Dtype = "auto",
-    device: o.Device = "auto",
-    tokenizer: o.Tokenizer = None,
-    no_native: o.NoNative = False,
-    as_json: o.Json = False,
-    quiet: o.Quiet = False,
-    debug: o.Debug = False,
-) -> None:
-    """Measure perplexity, bits per byte and speed of a model, pruned or not."""
-    with open_console(quiet, as_json) as console:
-        choice = ModelChoice(model, revision, dtype, device, tokenizer, not no_native)
+@grouped
+def evaluate(model: g.ModelOptions, texts: g.TextOptions, tasks: g.TaskOptions, shown: g.OutputOptions) -> None:
+    """Measure perplexity, bits per byte, zero-shot tasks and speed of a model, pruned or not."""
+    with open_console(shown.quiet, shown.as_json) as console:
+        choice = model.choice()
         choice.check()
-        texts = EvaluationChoice(tuple(evaluation or ["wikitext"]), column, window, stride, max_windows).read()
+        evaluation = texts.choice(tasks=tasks.choice()).read()
         with choice.open() as loaded:
-            metrics = texts.run(loaded.model, loaded.tokenizer)
+            metrics = evaluation.run(loaded.model, loaded.tokenizer)
+            asked = evaluation.tasks.run(loaded.model, loaded.tokenizer)
         weights = [p for p in loaded.model.parameters()]
         zeros = sum(int((p == 0).sum()) for p in weights) / sum(p.numel() for p in weights)
-        if as_json:
-            print_json({"model": model, "sparsity": zeros, "metrics": [asdict(m) for m in metrics]})
+        if shown.as_json:
+            found = {"metrics": [asdict(m) for m in metrics], "tasks": [asdict(task) for task in asked]}
+            print_json({"model": model.model, "sparsity": zeros} | found)
         else:
-            summary.show_metrics(console, metrics, zeros)
+            summary.show_metrics(console, metrics, asked, zeros)
 
 
 @app.command()
+@grouped
 def analyze(
-    model: o.Model,
+    model: g.ModelOptions,
+    data: g.CalibrationOptions,
+    texts: g.FewTextOptions,
+    shown: g.OutputOptions,
     levels: o.Levels = "0.1,0.3,0.5,0.7,0.9",
     score: o.ScoreName = DEFAULT.score,
-    seed: o.Seed = DEFAULT.seed,
-    calibration: o.Calibration = "wikitext",
-    calibration_samples: o.Samples = DEFAULT.calibration_samples,
-    calibration_length: o.Length = DEFAULT.calibration_length,
-    column: o.Column = None,
-    evaluation: o.Texts = None,
-    window: o.Window = 2048,
-    max_windows: o.MaxWindows = 4,
-    revision: o.Revision = None,
-    dtype: o.Dtype = "auto",
-    device: o.Device = "auto",
-    tokenizer: o.Tokenizer = None,
-    no_native: o.NoNative = False,
     output: o.AnalysisOutput = None,
-    as_json: o.Json = False,
-    quiet: o.Quiet = False,
-    debug: o.Debug = False,
 ) -> None:
     """Measure what each component and each block costs when it is pruned alone; the model is not changed."""
-    config = PruningConfig(
-        score=score, seed=seed, calibration_samples=calibration_samples, calibration_length=calibration_length
-    )
     job = AnalysisJob(
-        ModelChoice(model, revision, dtype, device, tokenizer, not no_native),
-        config,
-        output or Path(f"{Path(model).name or 'model'}-analysis"),
-        calibration,
-        column,
-        EvaluationChoice(tuple(evaluation or ["wikitext"]), column, window, None, max_windows),
+        model.choice(),
+        g.PruningOptions(score=score).config(data),
+        output or Path(f"{Path(model.model).name or 'model'}-analysis"),
+        data.calibration,
+        texts.column,
+        texts.choice(),
         o.parse_levels(levels),
     )
-    with open_console(quiet, as_json) as console:
+    with open_console(shown.quiet, shown.as_json) as console:
         found = job.run()
-        print_json(asdict(found)) if as_json else summary.show_analysis(console, found, job.output)
+        print_json(asdict(found)) if shown.as_json else summary.show_analysis(console, found, job.output)
 
 
 @app.command()
@@ -285,17 +217,12 @@ def info(model: o.OptionalModel = None, revision: o.Revision = None, as_json: o.
 
 
 @app.command()
-def demo(
-    output: o.Output = Path("hf-mamba-prune-demo"),
-    sparsity: o.Sparsity = 0.7,
-    as_json: o.Json = False,
-    quiet: o.Quiet = False,
-    debug: o.Debug = False,
-) -> None:
+@grouped
+def demo(shown: g.OutputOptions, output: o.Output = Path("hf-mamba-prune-demo"), sparsity: o.Sparsity = 0.7) -> None:
     """Run the whole job offline on the bundled small model; repeat it as often as you like."""
-    if not (quiet or as_json):
+    if not (shown.quiet or shown.as_json):
         print(f"Pruning the bundled Mamba of 2.8 million weights to {sparsity:.0%}, offline.")
-    _run(bundled.demo_job(output, sparsity), False, as_json, quiet)
+    _run(bundled.demo_job(output, sparsity), False, shown)
 
 
 for _command in (

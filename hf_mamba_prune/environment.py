@@ -17,7 +17,9 @@ import torch
 from hf_mamba_prune import native
 from hf_mamba_prune.report import StepCost
 
-PACKAGES = ("hf-mamba-prune", "torch", "transformers", "accelerate", "huggingface_hub", "datasets", "evaluate")
+PACKAGES = (
+    "hf-mamba-prune", "torch", "transformers", "accelerate", "huggingface_hub", "datasets", "evaluate", "lm-eval"
+)  # fmt: skip
 
 
 def versions() -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import evaluate
 import torch
@@ -18,6 +18,7 @@ from hf_mamba_prune.metrics import BitsPerByte, Perplexity
 from hf_mamba_prune.progress import track
 from hf_mamba_prune.report import LanguageMetrics
 from hf_mamba_prune.texts import TextSource
+from hf_mamba_prune.zero_shot import ZeroShot
 
 _HEAD_TOKENS = 256
 
@@ -35,6 +36,7 @@ class Evaluation:
         window: tokens the model sees at once, at least 2.
         stride: tokens from one window to the next; None means `window`.
         max_windows: only the first ones of each text, for a quick look.
+        tasks: zero-shot tasks, measured by `tasks.run`.
 
     Raises:
         ValueError: window or stride out of range.
@@ -44,6 +46,7 @@ class Evaluation:
     window: int = 2048
     stride: int | None = None
     max_windows: int | None = None
+    tasks: ZeroShot = field(default_factory=ZeroShot)
 
     def __post_init__(self) -> None:
         stride = self.window if self.stride is None else self.stride

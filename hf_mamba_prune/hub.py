@@ -147,9 +147,7 @@ def hub_errors(what: str) -> Iterator[None]:
     except HfHubHTTPError as error:
         raise RuntimeError(_sentence(what, error)) from error
     except httpx2.TransportError as error:
-        raise RuntimeError(
-            f"the connection to the Hub broke while pushing {what} ({type(error).__name__})."
-        ) from error
+        raise RuntimeError(_broken(what, error)) from error
     except RuntimeError as error:
         cause = error.__cause__
         if isinstance(cause, HfHubHTTPError):

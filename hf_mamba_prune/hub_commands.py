@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from hf_mamba_prune import options as o
 from hf_mamba_prune.console import open_console, print_json
+from hf_mamba_prune.groups import OutputOptions, PushOptions, grouped
 from hf_mamba_prune.hub import PushChoice, push_folder, write_card
 
 
@@ -15,28 +17,25 @@ def card(folder: o.Result, repo_id: o.RepoId = None, debug: o.Debug = False) -> 
         console.print(f"Saved [bold]{write_card(folder, repo_id)}[/].", soft_wrap=True)
 
 
+@grouped
 def push(
     folder: o.Result,
-    repo_id: o.RepoId = None,
-    private: o.Private = False,
-    create_pr: o.CreatePr = False,
-    branch: o.Branch = None,
+    hub: PushOptions,
+    shown: OutputOptions,
+    revision: o.Branch = None,
     overwrite: o.OverwriteRepo = False,
-    force: o.Force = False,
-    as_json: o.Json = False,
-    quiet: o.Quiet = False,
-    debug: o.Debug = False,
 ) -> None:
     """Push a result folder to the Hub: weights, packed form, card, report and figures in one commit."""
-    with open_console(quiet, as_json) as console:
-        address = push_folder(folder, PushChoice(repo_id, private, create_pr, branch, overwrite, force))
-        print_json({"url": address}) if as_json else console.print(f"Pushed: {address}", soft_wrap=True)
+    with open_console(shown.quiet, shown.as_json) as console:
+        address = push_folder(folder, hub.choice(revision, overwrite))
+        print_json({"url": address}) if shown.as_json else console.print(f"Pushed: {address}", soft_wrap=True)
 
 
 def repeat_command(folder: Path, choice: PushChoice) -> str:
     """The command that pushes a finished result later."""
-    values = {"--repo-id": choice.repo, "--branch": choice.revision}
+    values = {"--repo-id": choice.repo, "--revision": choice.revision}
     flags = {"--private": choice.private, "--create-pr": choice.create_pr, "--force": choice.force}
     flags["--overwrite"] = choice.overwrite
-    parts = ["hf-mamba-prune push", str(folder), *(f"{name} {value}" for name, value in values.items() if value)]
-    return " ".join([*parts, *(name for name, on in flags.items() if on)])
+    parts = ["hf-mamba-prune", "push", str(folder)]
+    parts += [part for name, value in values.items() if value for part in (name, value)]
+    return shlex.join([*parts, *(name for name, on in flags.items() if on)])

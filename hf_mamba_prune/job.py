@@ -23,6 +23,7 @@ from hf_mamba_prune.report import PruningReport, SpeedFacts
 from hf_mamba_prune.sequences import sample_sequences
 from hf_mamba_prune.speed import compare_speeds
 from hf_mamba_prune.texts import read_text
+from hf_mamba_prune.zero_shot import ZeroShot
 
 
 @dataclass(frozen=True)
@@ -51,19 +52,21 @@ class ModelChoice:
 
 @dataclass(frozen=True)
 class EvaluationChoice:
-    """Which texts to measure, by name or path, and how; see `evaluation.Evaluation`."""
+    """Which texts and tasks to measure, by name or path, and how; see `evaluation.Evaluation`."""
 
     texts: tuple[str, ...] = ()
     column: str | None = None
     window: int = 2048
     stride: int | None = None
     max_windows: int | None = None
+    tasks: ZeroShot = field(default_factory=ZeroShot)
 
     def read(self) -> Evaluation:
         """Read the texts; a Hub data set's test split unless its name says another."""
         Evaluation((), self.window, self.stride, self.max_windows)
+        self.tasks.check()
         texts = tuple(read_text(text, "test", self.column) for text in self.texts)
-        return Evaluation(texts, self.window, self.stride, self.max_windows)
+        return Evaluation(texts, self.window, self.stride, self.max_windows, self.tasks)
 
 
 TRAINING_LENGTH = 512
@@ -131,6 +134,7 @@ class PruningJob:
         check_output(self.output, self.overwrite)
         if self.pack is not None:
             check_values(self.pack)
+        self.evaluation.tasks.check()
         self.model.check()
         if not needs_data(self.config) or (self.recovery is not None and self.recovery.gradual):
             calibration = None

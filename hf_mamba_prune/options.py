@@ -115,6 +115,17 @@ Window = Annotated[int, _option(DATA, "--window", help="Tokens of an evaluation 
 Stride = Annotated[int | None, _option(DATA, "--stride", help="Tokens between windows. Default: the window.")]
 MaxWindows = Annotated[int | None, _option(DATA, "--max-windows", help="Evaluate only the first windows.")]
 
+Tasks = Annotated[
+    str | None,
+    _option(
+        DATA,
+        "--tasks",
+        help="Zero-shot tasks before and after, with commas: names of lm-eval, or jsonl files (see the README).",
+        show_default=False,
+    ),
+]
+MaxExamples = Annotated[int | None, _option(DATA, "--max-examples", help="Ask only the first examples of a task.")]
+
 Revision = Annotated[str | None, _option(MODEL, "--revision", help="Branch, tag or commit of a Hub model.")]
 Dtype = Annotated[str, _option(MODEL, "--dtype", help="auto (float32 on a CPU), float32, bfloat16 or float16.")]
 Device = Annotated[str, _option(MODEL, "--device", help="auto, cpu, cuda, cuda:1 ...")]

@@ -16,33 +16,33 @@ from hf_mamba_prune import options as o
 from hf_mamba_prune.checkpoint import check_output, whole_folder
 from hf_mamba_prune.console import open_console, print_json
 from hf_mamba_prune.environment import hardware
+from hf_mamba_prune.groups import OutputOptions, grouped
 from hf_mamba_prune.loading import fetch, load_model, load_tokenizer
 from hf_mamba_prune.packed import INDEX_NAME, is_packed, write_packed_model
 from hf_mamba_prune.speed import TokenClock, compare_speeds, file_bytes
 
 
+@grouped
 def pack(
     model: o.Model,
+    shown: OutputOptions,
     values: o.Values = "auto",
     revision: o.Revision = None,
     dtype: o.Dtype = "auto",
     tokenizer: o.Tokenizer = None,
     output: o.PackedOutput = None,
     overwrite: o.Overwrite = False,
-    as_json: o.Json = False,
-    quiet: o.Quiet = False,
-    debug: o.Debug = False,
 ) -> None:
     """Write a model in packed form: a bitmask and the kept values, a third of the size at 70 % zeros."""
     folder = output or (Path(model) / "packed" if Path(model).is_dir() else Path(f"{Path(model).name}-packed"))
     check_output(folder, overwrite, INDEX_NAME)
-    with open_console(quiet, as_json) as console:
+    with open_console(shown.quiet, shown.as_json) as console:
         loaded = load_model(model, revision, dtype, "cpu", tokenizer)
         with whole_folder(folder, overwrite) as temporary:
             write_packed_model(temporary, loaded.model, loaded.tokenizer, loaded.saved_dtype, values)
         dense = sum(p.numel() for p in loaded.model.parameters()) * loaded.saved_dtype.itemsize
         sizes = {"dense_bytes": dense, "packed_bytes": file_bytes(folder), "output": str(folder)}
-        print_json(sizes) if as_json else summary.show_packed(console, sizes)
+        print_json(sizes) if shown.as_json else summary.show_packed(console, sizes)
 
 
 def unpack(
@@ -116,19 +116,18 @@ def generate(
             print(f"\n{rate}", file=sys.stderr)
 
 
+@grouped
 def bench(
     model: o.Model,
+    shown: OutputOptions,
     values: o.Values = "auto",
     new_tokens: o.NewTokens = 64,
     threads: o.Threads = None,
     revision: o.Revision = None,
     no_stock: o.NoStock = False,
-    as_json: o.Json = False,
-    quiet: o.Quiet = False,
-    debug: o.Debug = False,
 ) -> None:
     """Measure size, memory, prefill and decode of a model, dense and packed side by side, on this CPU."""
-    with open_console(quiet, as_json) as console, tempfile.TemporaryDirectory() as temporary:
+    with open_console(shown.quiet, shown.as_json) as console, tempfile.TemporaryDirectory() as temporary:
         _set_threads(threads)
         dense, _ = fetch(model, revision, weights=True)
         packed = dense / "packed"
@@ -142,7 +141,7 @@ def bench(
             del loaded
         speeds = list(compare_speeds(dense, packed, new_tokens, not no_stock))
         facts = hardware(torch.device("cpu"))
-        if as_json:
+        if shown.as_json:
             print_json({"hardware": facts, "speeds": [asdict(speed) for speed in speeds]})
         else:
             summary.show_speeds(console, speeds, facts)

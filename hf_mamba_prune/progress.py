@@ -17,6 +17,11 @@ def silence(silent: bool = True) -> None:
     _silent = silent
 
 
+def is_silent() -> bool:
+    """Whether bars are off."""
+    return _silent
+
+
 def track(items: Iterable[Item], what: str, unit: str, total: int | None = None) -> tqdm:
     """Iterate with a bar that vanishes when it is done."""
     return tqdm(items, desc=what, unit=unit, total=total, leave=False, disable=True if _silent else None)

@@ -95,11 +95,11 @@ def prune(
     zeros = ZeroCounter(model, targets)
 
     with meter.step("evaluate"):
-        before = evaluation.run(model, tokenizer)
+        before, tasks_before = evaluation.run(model, tokenizer), evaluation.tasks.run(model, tokenizer)
     budget, repairs, trained = _prune_and_train(model, targets, config, sequences, recovery, tokens, meter)
     round_to(model, origin.saved_dtype or model.dtype)
     with meter.step("evaluate"):
-        after = evaluation.run(model, tokenizer)
+        after, tasks_after = evaluation.run(model, tokenizer), evaluation.tasks.run(model, tokenizer)
     return PruningReport(
         config=config.to_dict(),
         command=origin.command,
@@ -108,6 +108,8 @@ def prune(
         calibration=None if sequences is None else _calibration_facts(calibration.name, sequences),
         before=before,
         after=after,
+        tasks_before=tasks_before,
+        tasks_after=tasks_after,
         reconstruction=repairs,
         recovery=trained,
         costs=meter.costs,

@@ -165,6 +165,27 @@ class RecoveryFacts:
 
 
 @dataclass(frozen=True)
+class TaskMetrics:
+    """One metric of a model on one task.
+
+    Args:
+        task: its name, or that of its file without the ending.
+        metric: `acc`, `acc_norm`, `perplexity` ...
+        value: accuracies from 0 to 1.
+        standard_error: of an accuracy; None for others.
+        examples: measured.
+        higher_is_better: or lower.
+    """
+
+    task: str
+    metric: str
+    value: float
+    standard_error: float | None
+    examples: int
+    higher_is_better: bool
+
+
+@dataclass(frozen=True)
 class SpeedFacts:
     """What a model costs to run on the CPU that the report names.
 
@@ -214,6 +235,8 @@ class PruningReport:
         calibration: None when the score needs no data.
         before: metrics of the dense model, one for each text.
         after: the same of the pruned model, in the same order.
+        tasks_before: zero-shot tasks of the dense model; empty when none was asked for.
+        tasks_after: the same of the pruned model, in the same order.
         reconstruction: of the last pruning step, one for each linear weight; empty when it is off.
         recovery: the training; None when there was none.
         speeds: dense and packed side by side; empty when it was not packed.
@@ -235,6 +258,8 @@ class PruningReport:
     reconstruction: tuple[RepairFacts, ...] = ()
     recovery: RecoveryFacts | None = None
     speeds: tuple[SpeedFacts, ...] = ()
+    tasks_before: tuple[TaskMetrics, ...] = ()
+    tasks_after: tuple[TaskMetrics, ...] = ()
     format_version: int = field(default=FORMAT_VERSION)
 
     def perplexity_ratio(self) -> float | None:
@@ -281,7 +306,7 @@ class PruningReport:
         if values.get("recovery") is not None:
             values["recovery"] = RecoveryFacts(**values["recovery"])
         kinds = {"before": LanguageMetrics, "after": LanguageMetrics, "costs": StepCost, "reconstruction": RepairFacts}
-        kinds["speeds"] = SpeedFacts
+        kinds |= {"speeds": SpeedFacts, "tasks_before": TaskMetrics, "tasks_after": TaskMetrics}
         for key, kind in kinds.items():
             values[key] = tuple(kind(**item) for item in values.get(key, ()))
         return cls(**values)

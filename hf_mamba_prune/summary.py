@@ -11,7 +11,7 @@ from hf_mamba_prune.analysis import Analysis, Curve
 from hf_mamba_prune.architectures import component_rows, find_targets
 from hf_mamba_prune.hub import POOR_RATIO
 from hf_mamba_prune.plan import Plan
-from hf_mamba_prune.report import Count, LanguageMetrics, PruningReport, SpeedFacts
+from hf_mamba_prune.report import Count, LanguageMetrics, PruningReport, SpeedFacts, TaskMetrics
 
 
 def show_report(console: Console, report: PruningReport, output: Path) -> None:
@@ -73,6 +73,9 @@ def _quality_table(report: PruningReport) -> Table:
         ratio = f"{after.perplexity / before.perplexity:.3f} x"
         table.add_row(f"perplexity, {before.text}", f"{before.perplexity:.2f}", f"{after.perplexity:.2f}", ratio)
         table.add_row("  bits per byte", f"{before.bits_per_byte:.4f}", f"{after.bits_per_byte:.4f}", "")
+    for before, after in zip(report.tasks_before, report.tasks_after, strict=True):
+        kept = f"{after.value / before.value:.3f} x" if before.value else ""
+        table.add_row(f"{after.metric}, {after.task}", f"{before.value:.4f}", f"{after.value:.4f}", kept)
     _add_sizes(table, report)
     return table
 
@@ -94,7 +97,9 @@ def _indented(count: Count | Curve) -> str:
     return f"  {count.name}" if "." in count.name else count.name
 
 
-def show_metrics(console: Console, metrics: tuple[LanguageMetrics, ...], zeros: float) -> None:
+def show_metrics(
+    console: Console, metrics: tuple[LanguageMetrics, ...], tasks: tuple[TaskMetrics, ...], zeros: float
+) -> None:
     """The result of `evaluate`."""
     for m in metrics:
         facts = {
@@ -107,6 +112,12 @@ def show_metrics(console: Console, metrics: tuple[LanguageMetrics, ...], zeros: 
             "tokens a second": f"{m.tokens_per_second:,.0f}",
         }
         show_facts(console, m.text, facts)
+    if tasks:
+        table = _table("", "metric", "value", "standard error", "examples")
+        for task in tasks:
+            error = "" if task.standard_error is None else f"{task.standard_error:.4f}"
+            table.add_row(task.task, task.metric, f"{task.value:,.4f}", error, f"{task.examples:,}")
+        _show(console, "Zero-shot tasks", table)
     console.print(f"\nZeros in the model: {zeros:.2%}.")
 
 

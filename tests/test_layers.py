@@ -21,10 +21,10 @@ LAYERS = {
     4: """
         pruning evaluation analysis checkpoint packed runtime heads tasks trainer distillation loading
         counting environment texts sequences metrics original_layout blocks repair plan
-        sensitivity stability gradual masking recovery speed
+        sensitivity stability gradual masking recovery speed zero_shot
     """,
     5: "figures card hub results job",
-    6: "cli packed_commands hub_commands console options summary demo __main__ __init__",
+    6: "cli packed_commands hub_commands console options groups summary demo __main__ __init__",
 }
 LAYER = {name: number for number, names in LAYERS.items() for name in names.split()}
 MODULES = sorted(PACKAGE.rglob("*.py"))

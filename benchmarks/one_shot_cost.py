@@ -1,0 +1,54 @@
+"""What one-shot pruning of mamba-130m's shape costs: time by step and the highest memory.
+
+    python benchmarks/one_shot_cost.py [--steps 8] [--samples 64] [--threads 2]
+
+Random weights (no pretrained ones are needed to see the cost), 70 % of the projections, calibrated on real text of
+512 tokens a sequence. The data folder is that of the environment variable HF_MAMBA_PRUNE_DATA (default
+../shared/data).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+import torch
+from transformers import MambaConfig, MambaForCausalLM, PreTrainedTokenizerFast
+
+from hf_mamba_prune import PruningConfig, prune, read_text, use_native
+
+DATA = Path(os.environ.get("HF_MAMBA_PRUNE_DATA", "../shared/data"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--steps", type=int, default=None, help="pruning steps; the product's default where none is given"
+    )
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    model = MambaForCausalLM(MambaConfig(hidden_size=768, num_hidden_layers=24, vocab_size=50280)).eval()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(DATA / "tokenizer" / "gpt-neox-20b.json"))
+    text = read_text(str(DATA / "text" / "enwiki.txt.xz"), "train")
+    config = PruningConfig(sparsity=0.7, steps=arguments.steps, calibration_samples=arguments.samples)
+    started = time.perf_counter()
+    with use_native(model):
+        report = prune(model, tokenizer, config, text)
+    whole = time.perf_counter() - started
+    peak = max(cost.peak_bytes for cost in report.costs)
+    print(
+        f"130m shape, {arguments.samples} x 512 tokens, {report.config['steps']} steps, {arguments.threads} threads\n"
+    )
+    print("| step | seconds |\n|---|---|")
+    for cost in report.costs:
+        print(f"| {cost.step} | {cost.seconds:.0f} |")
+    print(f"| all | {whole:.0f} |\n\npeak memory of the process {peak / 1e9:.2f} GB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Zero-shot tasks through EleutherAI's lm-evaluation-harness (the `eval` extra): its own tasks, or files, offline."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import json
+import logging
+import math
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from hf_mamba_prune.calibration import evaluation_mode
+from hf_mamba_prune.config import closest
+from hf_mamba_prune.progress import is_silent
+from hf_mamba_prune.report import TaskMetrics
+
+METRICS = ("acc", "acc_norm", "exact_match", "f1", "perplexity", "word_perplexity", "bits_per_byte")
+"""Those that are taken over from what the harness measures."""
+_SHARES = ("acc", "acc_norm", "exact_match")
+
+_LAST_WORD = {
+    "output_type": "loglikelihood",
+    "doc_to_text": "{{text.split(' ')[:-1]|join(' ')}}",
+    "doc_to_target": "{{' '+text.split(' ')[-1]}}",
+    "metric_list": [
+        {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False},
+        {"metric": "acc", "aggregation": "mean", "higher_is_better": True},
+    ],
+}
+_CHOICE = {
+    "output_type": "multiple_choice",
+    "doc_to_text": "{{query.rstrip()}}{% if 'Question:' in query %}\nAnswer:{% endif %}",
+    "doc_to_target": "gold",
+    "doc_to_choice": "choices",
+    "metric_list": [
+        {"metric": "acc", "aggregation": "mean", "higher_is_better": True},
+        {"metric": "acc_norm", "aggregation": "mean", "higher_is_better": True},
+    ],
+}
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """What a model is asked without examples.
+
+    Args:
+        tasks: names that lm-eval knows (`piqa`, `lambada_openai`), which it fetches from the Hub, or jsonl files. The
+            rows of a file hold `query`, `choices` and `gold` (the index of the right one), scored as lm-eval scores
+            PIQA, or `text`, whose last word is to be guessed, as in LAMBADA.
+        limit: only so many examples of each task.
+        batch_size: sequences of one forward pass.
+    """
+
+    tasks: tuple[str, ...] = ()
+    limit: int | None = None
+    batch_size: int = 8
+
+    def check(self) -> None:
+        """Refuse what cannot be run, before any work.
+
+        Raises:
+            ValueError: an unknown task, a file with other rows, or a limit below 1.
+            RuntimeError: lm-eval is not installed.
+        """
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"the limit of examples is {self.limit}; expected 1 or more.")
+        if not self.tasks:
+            return
+        if importlib.util.find_spec("lm_eval") is None:
+            raise RuntimeError("tasks need lm-eval: pip install 'hf-mamba-prune[eval]'.")
+        named = [task for task in self.tasks if not _is_file(task)]
+        for task in self.tasks:
+            if _is_file(task):
+                _read_rows(Path(task))
+        if named:
+            known = _manager(defaults=True).all_tasks
+            for task in named:
+                if task not in known:
+                    raise ValueError(closest("task", task, tuple(known)))
+
+    def run(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> tuple[TaskMetrics, ...]:
+        """Measure a causal language model, in its own dtype.
+
+        Raises:
+            ValueError, RuntimeError: as in `check`.
+        """
+        if not self.tasks:
+            return ()
+        self.check()
+        from lm_eval import evaluator  # an extra, and slow to import
+        from lm_eval.models.huggingface import HFLM
+
+        quiet = is_silent() or not sys.stderr.isatty()
+        silence = contextlib.redirect_stderr(io.StringIO()) if quiet else contextlib.nullcontext()
+        with evaluation_mode(model), silence:
+            manager = _manager(defaults=not all(map(_is_file, self.tasks)))
+            loaded = manager.load([_file_task(Path(task)) if _is_file(task) else task for task in self.tasks])
+            asked = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=self.batch_size)
+            found = evaluator.evaluate(asked, loaded, limit=self.limit, bootstrap_iters=0, log_samples=False)
+        return tuple(
+            _metrics(task, name, value, found)
+            for task, values in found["results"].items()
+            for name, value in values.items()
+            if name.split(",")[0] in METRICS and isinstance(value, int | float)
+        )
+
+
+def _is_file(task: str) -> bool:
+    return task.endswith((".jsonl", ".json")) or os.sep in task
+
+
+def _manager(defaults: bool):
+    from lm_eval.tasks import TaskManager
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    return TaskManager(include_defaults=defaults)
+
+
+def _read_rows(path: Path) -> list[dict]:
+    """The rows of a task's file.
+
+    Raises:
+        ValueError: no such file, or rows of another kind.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no task file {path}.")
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}, is not JSON.") from error
+        if not (_is_words(row) or _is_choice(row)) or rows and row.keys() != rows[0].keys():
+            raise ValueError(
+                f"{path}, line {number}: expected 'text', or 'query', 'choices' and 'gold' (an index of choices), in "
+                "every row alike."
+            )
+        rows.append(row)
+    if not rows:
+        raise ValueError(f"{path} has no rows.")
+    return rows
+
+
+def _is_words(row: object) -> bool:
+    return isinstance(row, dict) and isinstance(row.get("text"), str) and " " in row["text"].strip()
+
+
+def _is_choice(row: object) -> bool:
+    if not isinstance(row, dict) or not isinstance(row.get("query"), str):
+        return False
+    choices, gold = row.get("choices"), row.get("gold")
+    return isinstance(choices, list) and isinstance(gold, int) and 0 <= gold < len(choices)
+
+
+def _file_task(path: Path) -> dict[str, object]:
+    """A file as lm-eval describes a task."""
+    rows = _read_rows(path)
+    split = datasets.Dataset.from_list(rows)
+    kind = _LAST_WORD if _is_words(rows[0]) else _CHOICE
+    return kind | {"task": path.stem, "test_split": "test", "custom_dataset": lambda **_: {"test": split}}
+
+
+def _metrics(task: str, name: str, value: float, found: dict) -> TaskMetrics:
+    metric = name.split(",")[0]
+    examples = found["n-samples"][task]["effective"]
+    error = math.sqrt(value * (1 - value) / (examples - 1)) if metric in _SHARES and examples > 1 else None
+    upwards = found["higher_is_better"][task].get(metric, True)
+    return TaskMetrics(task, metric, float(value), error, examples, bool(upwards))
