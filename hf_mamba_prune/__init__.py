@@ -10,8 +10,9 @@ from hf_mamba_prune.evaluation import Evaluation
 from hf_mamba_prune.job import EvaluationChoice, ModelChoice, PruningJob
 from hf_mamba_prune.loading import load_model
 from hf_mamba_prune.native import use_native
+from hf_mamba_prune.origin import Origin
 from hf_mamba_prune.packed import register as _register_packed_models
-from hf_mamba_prune.pruning import Origin, prune
+from hf_mamba_prune.pruning import prune
 from hf_mamba_prune.recovery import Recovery
 from hf_mamba_prune.report import PruningReport
 from hf_mamba_prune.scores import SCORES, Score

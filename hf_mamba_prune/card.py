@@ -53,7 +53,7 @@ def default_name(report: PruningReport) -> str:
 
 def base_model(report: PruningReport) -> str | None:
     """The Hub id of the dense model; None for one from a folder."""
-    return report.model.id if report.model.revision is not None else None
+    return report.model.id if report.model.from_hub or report.model.revision is not None else None
 
 
 def card_data(report: PruningReport, repo: str) -> ModelCardData:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from hf_mamba_prune.allocation import Budget
 from hf_mamba_prune.architectures import Target
 from hf_mamba_prune.report import Count, SparsityFacts
 
@@ -18,19 +17,20 @@ class ZeroCounter:
         self._model, self._targets = model, targets
         self._before = self._count()
 
-    def facts(self, asked: float, budget: Budget) -> SparsityFacts:
+    def facts(self, asked: float, masked: int, at_ceiling: tuple[str, ...] = ()) -> SparsityFacts:
         """What came of a run.
 
         Args:
             asked: sparsity that the config asks for.
-            budget: of the last pruning step.
+            masked: weights that the masks of the last pruning step hold at zero.
+            at_ceiling: tensors that it held at their ceiling.
         """
         before, after = self._before, self._count()
         targets = tuple(Count(t.name, t.layer, t.size, sum(before[t.name]), sum(after[t.name])) for t in self._targets)
         model_weights = sum(p.numel() for p in self._model.parameters())
         return SparsityFacts(
             asked=asked,
-            masked=budget.total,
+            masked=masked,
             prunable=Count(
                 "prunable weights",
                 None,
@@ -41,7 +41,7 @@ class ZeroCounter:
             model=Count("model", None, model_weights, before[""][0], after[""][0]),
             components=self._components(before, after),
             targets=targets,
-            at_ceiling=budget.at_ceiling,
+            at_ceiling=at_ceiling,
         )
 
     def _count(self) -> dict[str, list[int]]:

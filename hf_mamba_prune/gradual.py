@@ -40,7 +40,7 @@ class GradualPruner:
 
     def __init__(self, model: nn.Module, config: PruningConfig, calibration: torch.Tensor | None = None) -> None:
         self.model, self.config = model, config
-        self._targets = find_targets(model, config.components)
+        self.targets = find_targets(model, config.components)
         self._score = build_score(config)
         self._calibration = calibration
         self._dropped: dict[str, torch.Tensor] = {}
@@ -56,14 +56,14 @@ class GradualPruner:
         """Nothing is left to prune: only the masks must hold."""
         if self.config.group is not None:
             kept, of = self.config.group
-            groups = (self._dropped[target.name].reshape(-1, of).sum(1) for target in self._targets)
+            groups = (self._dropped[target.name].reshape(-1, of).sum(1) for target in self.targets)
             return all(bool((masked >= of - kept).all()) for masked in groups)
-        return self._masked() >= weights_to_prune(self.config.sparsity, self._size)
+        return self.masked() >= weights_to_prune(self.config.sparsity, self._size)
 
     def _check(self) -> None:
         config = self.config
-        total_to_prune(self._targets, config, config.sparsity)
-        check_inputs(self._targets, self._score.needs)
+        total_to_prune(self.targets, config, config.sparsity)
+        check_inputs(self.targets, self._score.needs)
         if config.allocation == "sensitivity":
             raise ValueError("allocation 'sensitivity' needs a dense model at rest: choose another one for training.")
         gradients = self._score.needs <= GRADIENT_TERMS.keys()
@@ -81,7 +81,7 @@ class GradualPruner:
             ValueError: fewer steps in training than pruning steps.
         """
         config = self.config
-        for target in self._targets:
+        for target in self.targets:
             device = target.weight(self.model).device
             self._dropped[target.name] = self._dropped[target.name].to(device)
         self._events = {}
@@ -98,7 +98,7 @@ class GradualPruner:
             progress = step / config.steps
             sparsity = sparsity_at(config.schedule, progress, config.sparsity, start)
             # A run that goes on, longer perhaps than it was meant to be, does not go back.
-            if step == config.steps or weights_to_prune(sparsity, self._size) > self._masked():
+            if step == config.steps or weights_to_prune(sparsity, self._size) > self.masked():
                 self._events[math.floor(first + (last - first) * progress + 0.5)] = sparsity
         return self.events
 
@@ -125,13 +125,13 @@ class GradualPruner:
         needs = set(self._score.needs) if self.config.measure == "training" else set()
         if self.config.regrow:
             needs.add(Need.GRADIENT_ABSOLUTE)
-        gradients = {target.name: self.model.get_parameter(target.name).grad for target in self._targets}
+        gradients = {target.name: self.model.get_parameter(target.name).grad for target in self.targets}
         for name, gradient in gradients.items():
             if gradient is None:
                 raise RuntimeError(f"{name} has no gradient: is it frozen? Prune what is trained only.")
         # An overflow, which the optimizer will skip, must not stay in the averages.
         averaging = not self.finished(step) and all(bool(torch.isfinite(g.sum())) for g in gradients.values())
-        for target in self._targets:
+        for target in self.targets:
             own = gradients[target.name].view(target.shape)
             for need in needs if averaging else ():
                 term = GRADIENT_TERMS[need](own.float() / scale)
@@ -145,7 +145,7 @@ class GradualPruner:
     @torch.no_grad()
     def apply(self) -> None:
         """Set what is masked to zero again, after the optimizer moved it."""
-        for target in self._targets:
+        for target in self.targets:
             target.weight(self.model).masked_fill_(self._dropped[target.name], 0)
 
     @torch.no_grad()
@@ -155,9 +155,9 @@ class GradualPruner:
         if sparsity is None:
             return False
         statistics = self._statistics()
-        self.budget, mask_of = plan_masks(self.model, self._targets, self._score, statistics, self.config, sparsity)
+        self.budget, mask_of = plan_masks(self.model, self.targets, self._score, statistics, self.config, sparsity)
         changed = 0
-        for target in self._targets:
+        for target in self.targets:
             drop = ~mask_of(target)
             if self.config.regrow and not self.finished(step):
                 drop = self._regrown(target, drop)
@@ -177,10 +177,10 @@ class GradualPruner:
         if self.config.measure == "calibration":
             with torch.enable_grad():
                 return calibrate(
-                    self.model, self._targets, self._calibration, self._score.needs, self.config.batch_size
+                    self.model, self.targets, self._calibration, self._score.needs, self.config.batch_size
                 )
         statistics = {}
-        for target in self._targets:
+        for target in self.targets:
             sums = {need: self._averages[need][target.name] for need in self._score.needs}
             statistics[target.name] = TargetStatistics(sums, sequences=1)
         return statistics
@@ -201,26 +201,27 @@ class GradualPruner:
 
     def sparsity(self) -> float:
         """Share of the prunable weights that is masked, 0 to 1."""
-        return self._share(self._targets)
+        return self._share(self.targets)
 
     def component_sparsities(self) -> dict[str, float]:
         """The same for each component."""
-        names = dict.fromkeys(target.component for target in self._targets)
-        return {name: self._share([t for t in self._targets if t.component == name]) for name in names}
+        names = dict.fromkeys(target.component for target in self.targets)
+        return {name: self._share([t for t in self.targets if t.component == name]) for name in names}
 
     def _share(self, targets: Sequence[Target]) -> float:
         return sum(int(self._dropped[t.name].sum()) for t in targets) / sum(t.size for t in targets)
 
     @property
     def _size(self) -> int:
-        return sum(target.size for target in self._targets)
+        return sum(target.size for target in self.targets)
 
-    def _masked(self) -> int:
+    def masked(self) -> int:
+        """Weights that the masks hold at zero."""
         return sum(int(drop.sum()) for drop in self._dropped.values())
 
     def restart(self) -> None:
         """Take the masks from the model's zeros, and forget all averages."""
-        self._dropped = {target.name: target.weight(self.model) == 0 for target in self._targets}
+        self._dropped = {target.name: target.weight(self.model) == 0 for target in self.targets}
         self._averages = {}
         self._start_sparsity = self.sparsity()
 
@@ -243,7 +244,7 @@ class GradualPruner:
         Raises:
             ValueError: the state is of another model.
         """
-        for target in self._targets:
+        for target in self.targets:
             packed = tensors.get(f"mask.{target.name}")
             if packed is None or packed.numel() != (target.size + 7) // 8:
                 raise ValueError(f"the pruning state holds no mask that fits {target.name}: it is of another model.")

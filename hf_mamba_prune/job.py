@@ -15,9 +15,10 @@ from hf_mamba_prune.evaluation import Evaluation
 from hf_mamba_prune.figures import draw_analysis, draw_figures
 from hf_mamba_prune.hub import PushChoice, write_card
 from hf_mamba_prune.loading import LoadedModel, fetch, load_model, read_config
+from hf_mamba_prune.origin import Origin
 from hf_mamba_prune.packed import check_values, write_packed_model
 from hf_mamba_prune.progress import track
-from hf_mamba_prune.pruning import Origin, needs_data, prune
+from hf_mamba_prune.pruning import needs_data, prune
 from hf_mamba_prune.recovery import Recovery
 from hf_mamba_prune.report import PruningReport, SpeedFacts
 from hf_mamba_prune.sequences import sample_sequences

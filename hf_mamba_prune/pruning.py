@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,38 +20,17 @@ from hf_mamba_prune.divisions import Curves
 from hf_mamba_prune.environment import CostMeter, hardware, versions
 from hf_mamba_prune.evaluation import Evaluation
 from hf_mamba_prune.gradual import GradualPruner
-from hf_mamba_prune.loading import weights_sha256
 from hf_mamba_prune.masking import apply_masks, plan_masks
+from hf_mamba_prune.origin import Origin, model_facts
 from hf_mamba_prune.recovery import Recovery, recover, training_tokens
 from hf_mamba_prune.repair import repair
-from hf_mamba_prune.report import CalibrationFacts, ModelFacts, PruningReport, RecoveryFacts, RepairFacts
+from hf_mamba_prune.report import CalibrationFacts, PruningReport, RecoveryFacts, RepairFacts
 from hf_mamba_prune.schedules import sparsity_at
 from hf_mamba_prune.scores import build_score
 from hf_mamba_prune.selection import name_seed
 from hf_mamba_prune.sensitivity import measure_curves
 from hf_mamba_prune.sequences import sample_sequences
 from hf_mamba_prune.texts import TextSource
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a model is from and how it is run, for the report.
-
-    Args:
-        id: Hub id or folder.
-        revision: commit of the Hub repository.
-        command: the command line.
-        saved_dtype: in which the result will be saved; None means the model's own.
-        license: of the model's card.
-        language: of the model's card.
-    """
-
-    id: str
-    revision: str | None = None
-    command: str | None = None
-    saved_dtype: torch.dtype | None = None
-    license: str | None = None
-    language: tuple[str, ...] = ()
 
 
 def prune(
@@ -88,7 +66,7 @@ def prune(
     check_inputs(targets, build_score(config).needs)
     origin = origin or Origin(model.name_or_path)
     evaluation = evaluation or Evaluation()
-    facts = _model_facts(model, origin)
+    facts = model_facts(model, origin)
     gradual = recovery is not None and recovery.gradual  # it measures on what it trains on
     sequences = None if gradual else _sequences(tokenizer, config, calibration)
     tokens = None if recovery is None else _training_tokens(model, tokenizer, config, recovery)
@@ -104,7 +82,7 @@ def prune(
         config=config.to_dict(),
         command=origin.command,
         model=facts,
-        sparsity=zeros.facts(config.sparsity, budget),
+        sparsity=zeros.facts(config.sparsity, budget.total, budget.at_ceiling),
         calibration=None if sequences is None else _calibration_facts(calibration.name, sequences),
         before=before,
         after=after,
@@ -209,17 +187,3 @@ def _sequences(
 def _calibration_facts(name: str, sequences: torch.Tensor) -> CalibrationFacts:
     digest = hashlib.sha256(sequences.numpy().tobytes()).hexdigest()
     return CalibrationFacts(name, *sequences.shape, digest)
-
-
-def _model_facts(model: PreTrainedModel, origin: Origin) -> ModelFacts:
-    return ModelFacts(
-        id=origin.id,
-        revision=origin.revision,
-        model_type=model.config.model_type,
-        parameters=sum(p.numel() for p in model.parameters()),
-        layers=model.config.num_hidden_layers,
-        dtype=str(origin.saved_dtype or model.dtype).removeprefix("torch."),
-        weights_sha256=weights_sha256(model),
-        license=origin.license,
-        language=origin.language,
-    )

@@ -52,6 +52,7 @@ class ModelFacts:
         weights_sha256: hash over all weights before pruning.
         license: that its card names.
         language: those that its card names.
+        from_hub: whether the Hub has it, where no commit is known.
     """
 
     id: str
@@ -63,6 +64,7 @@ class ModelFacts:
     weights_sha256: str
     license: str | None = None
     language: tuple[str, ...] = ()
+    from_hub: bool = False
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.distillation import distill
 from hf_mamba_prune.gradual import STATE_NAME, GradualPruner
 from hf_mamba_prune.native import use_native
+from hf_mamba_prune.training_report import TrainingRecord
 
 
 class PruningCallback(TrainerCallback):
@@ -103,7 +104,7 @@ class PruningTrainer(Trainer):
         self.pruning_config = pruning_config
         self._pruning = PruningCallback(pruning_config, calibration)
         self._pruning.sees_gradients = False
-        self._pruning.attach(self.model)
+        self._record = TrainingRecord(self.model, pruning_config, self._pruning.attach(self.model))
         # Before the callbacks that report, so that they see the sparsity in the logs.
         self.callback_handler.callbacks.insert(0, self._pruning)
         self.teacher = teacher
@@ -162,6 +163,24 @@ class PruningTrainer(Trainer):
             loss, (outputs.logits, states[0]), (taught.logits, states[1]), labels, self.pruning_config, count
         )
         return (loss, outputs) if return_outputs else loss
+
+    def create_model_card(
+        self,
+        language: str | list[str] | None = None,
+        license: str | None = None,
+        dataset: str | list[str] | None = None,
+        **ignored: object,
+    ) -> None:
+        """The card, the report and the figures that the command writes, into the output folder.
+
+        Args:
+            language: of the model.
+            license: default: that of the base model's repository.
+            dataset: that it was trained on; default: what a data set of the Hub says of itself.
+            **ignored: what `Trainer.create_model_card` takes and this card has no place for.
+        """
+        if self.is_world_process_zero():
+            self._record.write(self, self.pruner, license, language, dataset)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)

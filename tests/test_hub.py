@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import local_hub as hubs
 import pyarrow
 import pyarrow.parquet
@@ -17,9 +18,10 @@ from conftest import build_model, build_tokenizer, run
 from huggingface_hub import ModelCard
 from local_hub import ALICE, BOB
 from original_checkpoints import write_original
-from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM
+from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM, TrainingArguments
 
-from hf_mamba_prune import PruningConfig, PruningReport, cli
+from hf_mamba_prune import PruningConfig, PruningReport, PruningTrainer, cli, find_targets
+from hf_mamba_prune.card import render_card
 from hf_mamba_prune.packed import is_packed
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -213,3 +215,33 @@ def test_the_missions_command_word_for_word(tmp_path, local_hub):
     again = subprocess.run(fresh, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr[-3000:]
     assert ALICE.token not in done.stdout + done.stderr
+
+
+def test_the_trainer_pushes_the_same_card(place, local_hub):
+    Path("model/README.md").write_text("---\nlicense: mit\n---\n# Base\n", encoding="utf-8")
+    local_hub.add_model("bob/base", Path("model"))
+    tokens = torch.randint(200, (8, 12)).tolist()
+    data = datasets.Dataset.from_dict({"input_ids": tokens, "labels": tokens})
+    trainer = PruningTrainer(
+        AutoModelForCausalLM.from_pretrained("bob/base"),
+        TrainingArguments("trained", max_steps=4, logging_steps=1, report_to="none", use_cpu=True, save_strategy="no"),
+        train_dataset=data,
+        eval_dataset=data,
+        pruning_config=PruningConfig(sparsity=0.6, score="magnitude", steps=2),
+    )
+    trainer.train()
+    loss = trainer.evaluate()["eval_loss"]
+    trainer.push_to_hub(dataset="bob/words", language="en")
+    assert {"README.md", "report.json", "pruning_config.json", "figures/sparsity.png"} <= set(
+        local_hub.files("alice/trained")
+    )
+    report = PruningReport.load("trained")
+    card = ModelCard.load("alice/trained")
+    assert card.content == render_card(report, "alice/trained")
+    assert (card.data.base_model, card.data.license, card.data.language) == ("bob/base", "mit", ["en"])
+    assert [result.metric_value for result in card.data.eval_results] == [loss]
+    assert "Trained on bob/words for 4 steps" in card.text
+    again = AutoModelForCausalLM.from_pretrained("alice/trained")
+    zeros = sum(int((target.weight(again) == 0).sum()) for target in find_targets(again))
+    assert zeros == report.sparsity.prunable.zeros == report.sparsity.masked
+    assert report.sparsity.prunable.sparsity == pytest.approx(0.6, abs=1e-3)

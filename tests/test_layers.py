@@ -22,8 +22,9 @@ LAYERS = {
         pruning evaluation analysis checkpoint packed runtime heads tasks trainer distillation loading
         counting environment texts sequences metrics original_layout blocks repair plan
         sensitivity stability gradual masking recovery speed zero_shot
+        origin training_report card figures
     """,
-    5: "figures card hub results job",
+    5: "hub results job",
     6: "cli packed_commands hub_commands console options groups summary demo __main__ __init__",
 }
 LAYER = {name: number for number, names in LAYERS.items() for name in names.split()}

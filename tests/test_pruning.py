@@ -15,7 +15,8 @@ from hf_mamba_prune.calibration import Need, calibrate
 from hf_mamba_prune.config import ALLOCATION_NAMES, SCORE_NAMES, PruningConfig
 from hf_mamba_prune.evaluation import Evaluation
 from hf_mamba_prune.loading import weights_sha256
-from hf_mamba_prune.pruning import Origin, plan_masks, prune
+from hf_mamba_prune.origin import Origin
+from hf_mamba_prune.pruning import plan_masks, prune
 from hf_mamba_prune.report import PruningReport
 from hf_mamba_prune.schedules import SCHEDULES
 from hf_mamba_prune.scores import build_score
