@@ -16,6 +16,7 @@ from hf_mamba_prune import groups as g
 from hf_mamba_prune import hub_commands, native, packed_commands, summary
 from hf_mamba_prune import options as o
 from hf_mamba_prune.checkpoint import check_output
+from hf_mamba_prune.cloud import HubJob, refuse_local, without_option
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.console import open_console, print_json
 from hf_mamba_prune.environment import hardware, versions
@@ -77,6 +78,7 @@ def prune(
     values: o.Values = "auto",
     push: o.Push = False,
     push_revision: o.PushBranch = None,
+    on_hub: o.OnHub = None,
     dry_run: o.DryRun = False,
 ) -> None:
     """Prune a Mamba language model into a folder (the default command)."""
@@ -94,7 +96,26 @@ def prune(
         values if pack else None,
         hub.choice(push_revision, overwrite) if push else None,
     )
-    _run(job, dry_run, shown, max_hours)
+    if on_hub is None or dry_run:
+        _run(job, dry_run, shown, max_hours)
+    else:
+        _run_on_hub(job, on_hub, max_hours, shown)
+
+
+def _run_on_hub(job: PruningJob, flavor: str, hours: float, shown: g.OutputOptions) -> None:
+    """Start the same command as a Hub Job and follow it; what it would stumble over is said before."""
+    if job.push is None:
+        raise ValueError("a job on the Hub keeps nothing but what it pushes: add --push.")
+    refuse_local(job.sources())
+    _, *arguments = shlex.split(job.command)
+    with open_console(shown.quiet, shown.as_json) as console:
+        make_plan(load_skeleton(job.model.source, job.model.revision), job.config, *_training(job.recovery))
+        push = job.push.resolve(default_output(job.model.source, job.config).name)
+        push.held()
+        done = HubJob(without_option(arguments, "--on-hub"), flavor, hours).run(
+            lambda line: console.print(line, soft_wrap=True, markup=False, highlight=False)
+        )
+        print_json({"job": done.url, "repo": push.repo}) if shown.as_json else console.print(f"\nPushed: {push.repo}")
 
 
 def _run(job: PruningJob, dry_run: bool, shown: g.OutputOptions, max_hours: float | None = None) -> None:

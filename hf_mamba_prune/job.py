@@ -125,6 +125,12 @@ class PruningJob:
     pack: str | None = None
     push: PushChoice | None = None
 
+    def sources(self) -> list[str]:
+        """Every model, text and task that it reads, by name or path."""
+        training = self.recovery.text if self.recovery else None
+        named = (self.model.source, self.model.tokenizer, self.calibration, training)
+        return [name for name in (*named, *self.evaluation.texts, *self.evaluation.tasks.tasks) if name]
+
     def run(self) -> PruningReport:
         """Do it; nothing is written before everything else has succeeded.
 

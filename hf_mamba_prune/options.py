@@ -166,6 +166,16 @@ NoStock = Annotated[bool, _option(RUNNING, "--no-stock", help="Leave out transfo
 
 Result = Annotated[Path, typer.Argument(help="Folder that this tool wrote.", show_default=False)]
 Push = Annotated[bool, _option(HUB, "--push", help="Push the result to the Hub, in one commit.")]
+OnHub = Annotated[
+    str | None,
+    _option(
+        HUB,
+        "--on-hub",
+        help="Run this command as a Hub Job on such a machine (cpu-upgrade, l4x1 ...); needs --push. It is stopped "
+        "after --max-hours.",
+        show_default=False,
+    ),
+]
 RepoId = Annotated[
     str | None, _option(HUB, "--repo-id", help="Where to. Default: <user>/<model>-pruned-<NN>.", show_default=False)
 ]

@@ -24,7 +24,7 @@ LAYERS = {
         sensitivity stability gradual masking recovery speed zero_shot
         origin training_report card figures
     """,
-    5: "hub results job",
+    5: "hub results job cloud",
     6: "cli packed_commands hub_commands console options groups summary demo __main__ __init__",
 }
 LAYER = {name: number for number, names in LAYERS.items() for name in names.split()}

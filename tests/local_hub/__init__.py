@@ -26,6 +26,7 @@ from pathlib import Path
 import pytest
 
 from . import client
+from .jobs import Job
 from .server import Seen, Server
 from .store import Blobs, Commit, Repo, User
 from .wire import Failure
@@ -47,6 +48,8 @@ class LocalHub:
         self.grants: set[tuple[str, str]] = set()
         self.requests: list[Seen] = []
         self.failures: list[Failure] = []
+        self.jobs: list[Job] = []
+        self.jobs_end = "COMPLETED"
         self.page_size = 1000
         self.lock = threading.RLock()
         self.server = Server(self)

@@ -15,7 +15,7 @@ from socketserver import TCPServer, ThreadingMixIn
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from . import reading, writing
+from . import jobs, reading, writing
 from .access import authenticate
 from .wire import Answer, Body, ConnectionCut, Failure, HubError, Request
 
@@ -50,6 +50,10 @@ ROUTES: tuple[tuple[str, str, Action], ...] = (
     ("POST", rf"{WEB}\.git/info/lfs/objects/batch", writing.lfs_batch),
     ("POST", rf"{WEB}\.git/info/lfs/verify", writing.lfs_verify),
     ("PUT", rf"/uploads/{OID}", writing.lfs_upload),
+    ("GET", r"/api/jobs/hardware", jobs.hardware),
+    ("POST", r"/api/jobs/(?P<owner>[^/]+)", jobs.start),
+    ("GET", r"/api/jobs/(?P<owner>[^/]+)/(?P<job>[^/]+)", jobs.inspect),
+    ("GET", r"/api/jobs/(?P<owner>[^/]+)/(?P<job>[^/]+)/logs", jobs.logs),
     ("HEAD|GET", rf"/objects/{OID}", reading.stored_object),
     ("HEAD|GET", rf"{WEB}/resolve/{REV}/(?P<path>.+)", reading.resolve),
 )

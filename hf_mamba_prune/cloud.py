@@ -1,0 +1,110 @@
+"""Run the command on Hugging Face's machines instead of this one: a Hub Job that pushes its result."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import HfApi, JobHardwareInfo, JobInfo, JobStage, get_token
+
+from hf_mamba_prune.config import closest
+from hf_mamba_prune.environment import versions
+from hf_mamba_prune.hub import hub_errors
+
+_HOURS = {"second": 1 / 3600, "minute": 1 / 60, "hour": 1.0}
+
+
+@dataclass(frozen=True)
+class HubJob:
+    """A command on the Hub's machines.
+
+    Args:
+        arguments: of the command, which must push its result: nothing else of the job is kept.
+        flavor: of the machine, `cpu-upgrade`, `t4-small`, `l4x1` ...
+        hours: after which the Hub stops it.
+    """
+
+    arguments: tuple[str, ...]
+    flavor: str
+    hours: float
+
+    def machine(self) -> JobHardwareInfo:
+        """The machine, with its price.
+
+        Raises:
+            ValueError: the Hub has none of this flavor.
+            RuntimeError: the Hub refuses.
+        """
+        with hub_errors("the list of machines"):
+            machines = {machine.name: machine for machine in HfApi().list_jobs_hardware()}
+        if self.flavor not in machines:
+            raise ValueError(closest("flavor", self.flavor, tuple(machines)))
+        return machines[self.flavor]
+
+    def run(self, show: Callable[[str], None]) -> JobInfo:
+        """Start it and follow its log to the end. The token travels as a secret.
+
+        Args:
+            show: takes each line, first the price and the limits.
+
+        Raises:
+            ValueError: an unknown flavor.
+            RuntimeError: the Hub refuses, or the job fails.
+        """
+        machine = self.machine()
+        price = machine.unit_cost_usd / _HOURS.get(machine.unit_label, 1.0)
+        show(
+            f"On {machine.pretty_name} ({machine.cpu}, {machine.ram}): ${price:.2f} an hour, stopped after "
+            f"{self.hours:g} hours, so ${price * self.hours:.2f} at most."
+        )
+        token = get_token()
+        if token is None:
+            raise RuntimeError("you are not logged in to the Hub: run `hf auth login`, or set HF_TOKEN.")
+        api = HfApi()
+        with hub_errors("the job"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".* is experimental", UserWarning)
+            job = api.run_uv_job(
+                "hf-mamba-prune",
+                script_args=list(self.arguments),
+                dependencies=[_requirement()],
+                flavor=self.flavor,
+                timeout=round(self.hours * 3600),
+                secrets={"HF_TOKEN": token},
+            )
+            show(f"Started {job.url}; it goes on when this command is interrupted.")
+            for line in api.fetch_job_logs(job_id=job.id, namespace=job.owner.name, follow=True):
+                show(line)
+            done = api.wait_for_job(job.id, namespace=job.owner.name)
+        if done.status.stage != JobStage.COMPLETED:
+            reason = f": {done.status.message}" if done.status.message else ""
+            raise RuntimeError(f"the job ended as {done.status.stage}{reason}; its log is at {job.url}.")
+        return done
+
+
+def _requirement() -> str:
+    """This version where it is an installed one."""
+    version = versions()["hf-mamba-prune"]
+    return f"hf-mamba-prune=={version}" if version[0].isdigit() else "hf-mamba-prune"
+
+
+def refuse_local(sources: list[str]) -> None:
+    """A job on the Hub sees nothing of this machine.
+
+    Raises:
+        ValueError: one of them is a file or folder here.
+    """
+    for source in sources:
+        if Path(source).expanduser().exists():
+            raise ValueError(f"{source} lies on this machine and a job on the Hub cannot see it: push it there first.")
+
+
+def without_option(arguments: list[str], name: str) -> tuple[str, ...]:
+    """Arguments without an option that has a value, written `NAME VALUE` or `NAME=VALUE`."""
+    kept, skip = [], False
+    for argument in arguments:
+        if not skip and argument != name and not argument.startswith(f"{name}="):
+            kept.append(argument)
+        skip = not skip and argument == name
+    return tuple(kept)
