@@ -117,7 +117,11 @@ def load_skeleton(source: str, revision: str | None = None) -> PreTrainedModel:
     """The model without its weights, on the meta device: enough to count and to plan."""
     folder, _ = fetch(source, revision, weights=False)
     values = read_config(folder, source)
-    config = convert_config(values) if is_original_layout(values) else AutoConfig.from_pretrained(folder)
+    config = (
+        convert_config(values)
+        if is_original_layout(values)
+        else AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    )
     config = to_dense(config) if type(config) in PACKED_CONFIGS.values() else config
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
@@ -204,7 +208,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         with _hub_errors(source, None):
             folder = Path(snapshot_download(source, allow_patterns=_SMALL_FILES))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{source} has no usable tokenizer ({reason}): name one with --tokenizer.") from error
@@ -214,22 +218,30 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _load_transformers(folder: Path, dtype: torch.dtype | str) -> PreTrainedModel:
-    # transformers prints its own table of missing keys; ours is an error.
+@contextmanager
+def _without_remarks() -> Iterator[None]:
+    """transformers prints its own table of missing keys; ours is an error."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
-        )
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
+def _load_transformers(folder: Path, dtype: torch.dtype | str) -> PreTrainedModel:
+    _check_shards(folder)
+    try:
+        with _without_remarks():
+            model, found = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False
+            )
     except SafetensorError as error:
         raise ValueError(f"the weights in {folder} are damaged or cut short: {error}.") from error
     except (pickle.UnpicklingError, RuntimeError) as error:
         raise ValueError(f"the weights in {folder} are damaged or cut short, or hold more than tensors.") from error
     except (OSError, EOFError) as error:
         raise ValueError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if found[kind]:
             keys = (key if isinstance(key, str) else key[0] for key in found[kind])
@@ -241,13 +253,24 @@ def _load_transformers(folder: Path, dtype: torch.dtype | str) -> PreTrainedMode
     return model
 
 
+def _check_shards(folder: Path) -> None:
+    """Refuse an index of shards that names files outside the folder."""
+    for path in folder.glob("*.index.json"):
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            names = set(values["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is damaged: it is not an index of shards.") from error
+        for name in names:
+            if not isinstance(name, str) or Path(name).name != name:
+                raise ValueError(f"{path} names a file {name!r}; a shard lies beside its index.")
+
+
 def _unpacked(folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        return AutoModelForCausalLM.from_pretrained(folder, unpack=True, dtype=dtype or "auto")
-    finally:
-        transformers_logging.set_verbosity(verbosity)
+    with _without_remarks():
+        return AutoModelForCausalLM.from_pretrained(
+            folder, unpack=True, dtype=dtype or "auto", trust_remote_code=False
+        )
 
 
 def _refuse_not_finite(model: PreTrainedModel, source: str) -> None:

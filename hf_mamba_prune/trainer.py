@@ -19,6 +19,16 @@ from hf_mamba_prune.native import use_native
 from hf_mamba_prune.training_report import TrainingRecord
 
 
+class _Unsaved(str):
+    """A token that works and is never written: the Trainer pushes its pickled arguments beside the weights."""
+
+    def __reduce__(self):
+        return str, ("<HUB_TOKEN>",)
+
+    def __deepcopy__(self, memo: dict) -> _Unsaved:
+        return self
+
+
 class PruningCallback(TrainerCallback):
     """Pruning for a trainer whose class you cannot change, TRL's `SFTTrainer` for example.
 
@@ -101,6 +111,8 @@ class PruningTrainer(Trainer):
     ) -> None:
         super().__init__(*args, **kwargs)
         _check_arguments(self.args)
+        if self.args.hub_token:
+            self.args.hub_token = _Unsaved(self.args.hub_token)
         self.pruning_config = pruning_config
         self._pruning = PruningCallback(pruning_config, calibration)
         self._pruning.sees_gradients = False

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from local_hub import local_hub  # noqa: F401
+from token_watch import capsys, no_token_in_files, pytest_runtest_makereport  # noqa: F401
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import (

@@ -217,20 +217,29 @@ def test_the_missions_command_word_for_word(tmp_path, local_hub):
     assert ALICE.token not in done.stdout + done.stderr
 
 
-def test_the_trainer_pushes_the_same_card(place, local_hub):
+def test_the_trainer_pushes_the_same_card_and_never_its_token(place, local_hub, monkeypatch):
     Path("model/README.md").write_text("---\nlicense: mit\n---\n# Base\n", encoding="utf-8")
     local_hub.add_model("bob/base", Path("model"))
     tokens = torch.randint(200, (8, 12)).tolist()
     data = datasets.Dataset.from_dict({"input_ids": tokens, "labels": tokens})
     trainer = PruningTrainer(
         AutoModelForCausalLM.from_pretrained("bob/base"),
-        TrainingArguments("trained", max_steps=4, logging_steps=1, report_to="none", use_cpu=True, save_strategy="no"),
+        TrainingArguments(
+            "trained",
+            max_steps=4,
+            logging_steps=1,
+            report_to="none",
+            use_cpu=True,
+            save_strategy="no",
+            hub_token=ALICE.token,
+        ),  # fmt: skip
         train_dataset=data,
         eval_dataset=data,
         pruning_config=PruningConfig(sparsity=0.6, score="magnitude", steps=2),
     )
     trainer.train()
     loss = trainer.evaluate()["eval_loss"]
+    local_hub.attach(monkeypatch, place / "other", None)  # the token of the arguments must do
     trainer.push_to_hub(dataset="bob/words", language="en")
     assert {"README.md", "report.json", "pruning_config.json", "figures/sparsity.png"} <= set(
         local_hub.files("alice/trained")
@@ -241,6 +250,7 @@ def test_the_trainer_pushes_the_same_card(place, local_hub):
     assert (card.data.base_model, card.data.license, card.data.language) == ("bob/base", "mit", ["en"])
     assert [result.metric_value for result in card.data.eval_results] == [loss]
     assert "Trained on bob/words for 4 steps" in card.text
+    assert torch.load("trained/training_args.bin", weights_only=False).hub_token == "<HUB_TOKEN>"
     again = AutoModelForCausalLM.from_pretrained("alice/trained")
     zeros = sum(int((target.weight(again) == 0).sum()) for target in find_targets(again))
     assert zeros == report.sparsity.prunable.zeros == report.sparsity.masked
