@@ -7,6 +7,13 @@ from hf_mamba_prune.architectures import ARCHITECTURES, Target, find_targets
 from hf_mamba_prune.calibration import calibrate
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.evaluation import Evaluation
+from hf_mamba_prune.heads import (
+    Mamba2ForPrediction,
+    Mamba2ForSequenceClassification,
+    MambaForPrediction,
+    MambaForSequenceClassification,
+)
+from hf_mamba_prune.heads import register_heads as _register_heads
 from hf_mamba_prune.job import EvaluationChoice, ModelChoice, PruningJob
 from hf_mamba_prune.loading import load_model
 from hf_mamba_prune.native import use_native
@@ -25,6 +32,10 @@ __all__ = [
     "Analysis",
     "Evaluation",
     "EvaluationChoice",
+    "Mamba2ForPrediction",
+    "Mamba2ForSequenceClassification",
+    "MambaForPrediction",
+    "MambaForSequenceClassification",
     "ModelChoice",
     "Origin",
     "PruningCallback",
@@ -46,3 +57,4 @@ __all__ = [
 ]
 
 _register_packed_models()
+_register_heads()

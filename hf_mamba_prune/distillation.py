@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch.nn import functional as F
+from transformers.modeling_outputs import ModelOutput
 
 from hf_mamba_prune.config import PruningConfig
 
@@ -44,6 +45,29 @@ def distill(
         share = counts.sum() / count
         total = total + config.hidden_weight * share * square_head(student[1], teacher[1], labels)
     return total
+
+
+def distill_head(
+    loss: torch.Tensor | None, student: ModelOutput, teacher: ModelOutput, config: PruningConfig
+) -> torch.Tensor:
+    """The same for a model of `heads.py`: KL of the classes, or the squared difference of the forecasts, as a mean.
+
+    Args:
+        loss: that of the labels; None when its weight is 0.
+        student, teacher: outputs with `logits` (b, classes) or `prediction_outputs` (b, l, channels).
+        config: weights and temperature.
+
+    Raises:
+        ValueError: `hidden_weight` is above 0, which is for language models.
+    """
+    if config.hidden_weight:
+        raise ValueError("hidden_weight compares the tokens of language models: set it to 0 for this model.")
+    if "logits" in student:
+        taught = divergence(student["logits"], teacher["logits"], config.temperature) / len(student["logits"])
+    else:
+        taught = F.mse_loss(student["prediction_outputs"], teacher["prediction_outputs"].detach())
+    total = config.kl_weight * taught
+    return total + config.ce_weight * loss if config.ce_weight and loss is not None else total
 
 
 def divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:

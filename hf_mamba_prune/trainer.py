@@ -13,7 +13,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_mamba_prune.config import PruningConfig
-from hf_mamba_prune.distillation import distill
+from hf_mamba_prune.distillation import distill, distill_head
 from hf_mamba_prune.gradual import STATE_NAME, GradualPruner
 from hf_mamba_prune.native import use_native
 from hf_mamba_prune.training_report import TrainingRecord
@@ -156,15 +156,18 @@ class PruningTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ):
-        """`Trainer.compute_loss`, or in training with a teacher the loss of `distillation.distill`."""
+        """`Trainer.compute_loss`, or in training with a teacher a loss of `distillation`."""
         if self.teacher is None or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         hidden = bool(self.pruning_config.hidden_weight)
-        labels = inputs["labels"]
+        labels = inputs.get("labels")
         inputs = {**inputs, "output_hidden_states": hidden}
         with torch.no_grad():
             taught = self.teacher(**{name: value for name, value in inputs.items() if name != "labels"})
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if not ("logits" in outputs and outputs["logits"].dim() == 3):
+            loss = distill_head(loss, outputs, taught, self.pruning_config)
+            return (loss, outputs) if return_outputs else loss
         count = None
         if num_items_in_batch is not None and self.model_accepts_loss_kwargs:
             scale = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1

@@ -14,7 +14,7 @@ EVALUATION = FOLDER / "evaluation.raw"
 
 
 def demo_job(output: Path, sparsity: float) -> PruningJob:
-    """Prune the bundled model into `output`, which may hold an earlier demo.
+    """Prune the bundled model into `output`, which may hold an earlier demo, and pack it.
 
     Args:
         output: folder to write.
@@ -28,4 +28,5 @@ def demo_job(output: Path, sparsity: float) -> PruningJob:
         evaluation=EvaluationChoice((str(EVALUATION),)),
         overwrite=True,
         command=f"hf-mamba-prune demo --sparsity {sparsity}",
+        pack="int8",
     )
