@@ -11,9 +11,8 @@ import torch
 import typer
 from rich.console import Console
 
-from hf_mamba_prune import demo as bundled
 from hf_mamba_prune import groups as g
-from hf_mamba_prune import hub_commands, native, packed_commands, summary
+from hf_mamba_prune import hub_commands, native, packed_commands, reproduce_command, summary
 from hf_mamba_prune import options as o
 from hf_mamba_prune.checkpoint import check_output
 from hf_mamba_prune.cloud import HubJob, refuse_local, without_option
@@ -23,12 +22,14 @@ from hf_mamba_prune.environment import hardware, versions
 from hf_mamba_prune.groups import grouped
 from hf_mamba_prune.hub import push_folder
 from hf_mamba_prune.hub_commands import repeat_command
-from hf_mamba_prune.job import TRAINING_LENGTH, AnalysisJob, PruningJob, RecoveryChoice
+from hf_mamba_prune.job import TRAINING_LENGTH, AnalysisJob, PruningJob, RecoveryChoice, demo_job
 from hf_mamba_prune.loading import load_skeleton
 from hf_mamba_prune.plan import make_plan
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
-COMMANDS = ("prune", "evaluate", "analyze", "info", "demo", "pack", "unpack", "generate", "bench", "push", "card")
+COMMANDS = (
+    "prune", "evaluate", "analyze", "info", "demo", "pack", "unpack", "generate", "bench", "push", "card", "reproduce"
+)  # fmt: skip
 DEFAULT = o.DEFAULT
 
 
@@ -213,7 +214,7 @@ def analyze(
         data.calibration,
         texts.column,
         texts.choice(),
-        o.parse_levels(levels),
+        o.parse_numbers("--levels", levels),
     )
     with open_console(shown.quiet, shown.as_json) as console:
         found = job.run()
@@ -243,12 +244,12 @@ def demo(shown: g.OutputOptions, output: o.Output = Path("hf-mamba-prune-demo"),
     """Run the whole job offline on the bundled small model; repeat it as often as you like."""
     if not (shown.quiet or shown.as_json):
         print(f"Pruning the bundled Mamba of 2.8 million weights to {sparsity:.0%}, offline.")
-    _run(bundled.demo_job(output, sparsity), False, shown)
+    _run(demo_job(output, sparsity), False, shown)
 
 
 for _command in (
     packed_commands.pack, packed_commands.unpack, packed_commands.generate, packed_commands.bench,
-    hub_commands.push, hub_commands.card,
+    hub_commands.push, hub_commands.card, reproduce_command.reproduce,
 ):  # fmt: skip
     app.command()(_command)
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from hf_mamba_prune import native
+from hf_mamba_prune import demo, native
 from hf_mamba_prune.analysis import LEVELS, Analysis, analyze
 from hf_mamba_prune.checkpoint import check_output, whole_folder, write_checkpoint
 from hf_mamba_prune.config import PruningConfig
@@ -170,6 +170,25 @@ class PruningJob:
         packed.mkdir()
         write_packed_model(packed, loaded.model, loaded.tokenizer, loaded.saved_dtype, self.pack)
         return tuple(track(compare_speeds(folder, packed), "measure speed", "model", 3))
+
+
+def demo_job(output: Path, sparsity: float) -> PruningJob:
+    """Prune the bundled model into `output`, which may hold an earlier demo, and pack it.
+
+    Args:
+        output: folder to write.
+        sparsity: of the prunable weights, 0 <= sparsity < 1.
+    """
+    return PruningJob(
+        ModelChoice(str(demo.MODEL)),
+        PruningConfig(sparsity, calibration_samples=64),
+        output,
+        str(demo.CALIBRATION),
+        evaluation=EvaluationChoice((str(demo.EVALUATION),)),
+        overwrite=True,
+        command=f"hf-mamba-prune demo --sparsity {sparsity}",
+        pack="int8",
+    )
 
 
 @dataclass(frozen=True)

@@ -190,6 +190,18 @@ PushBranch = Annotated[
 OverwriteRepo = Annotated[bool, _option(HUB, "--overwrite", help="Replace what the repository holds.")]
 Force = Annotated[bool, _option(HUB, "--force", help="Push a model with 1.5 x the dense perplexity or more, too.")]
 
+TaskName = Annotated[
+    str, typer.Argument(help="listops, image, etth1-96 ...; a wrong one lists all.", show_default=False)
+]
+DataFolder = Annotated[Path, _option(DATA, "--data", help="Folder of the benchmark's data.")]
+ResultsFolder = Annotated[
+    Path, _option(OUTPUT, "--output", "-o", help="Folder of the results; what it holds is not run again.")
+]
+Sparsities = Annotated[str, _option(PRUNING, "--sparsities", help="Of the prunable weights, with commas.")]
+Methods = Annotated[str, _option(PRUNING, "--methods", help="With commas.")]
+ScaleName = Annotated[str, _option(PRUNING, "--scale", help="small (two cores) or paper (a GPU).")]
+Seeds = Annotated[int, _option(PRUNING, "--seeds", help="How many times, each with its own seed.")]
+
 Levels = Annotated[str, _option(PRUNING, "--levels", help="Sparsities to measure, with commas.")]
 AnalysisOutput = Annotated[
     Path | None,
@@ -220,16 +232,16 @@ def parse_recipe(recipe: str, steps: int | None) -> dict[str, object] | None:
     return values if values["steps"] else None
 
 
-def parse_levels(given: str) -> tuple[float, ...]:
+def parse_numbers(option: str, given: str) -> tuple[float, ...]:
     """ "0.1,0.5" -> (0.1, 0.5).
 
     Raises:
         ValueError: not numbers.
     """
     try:
-        return tuple(float(level) for level in given.split(","))
+        return tuple(float(number) for number in given.split(","))
     except ValueError as error:
-        raise ValueError(f"--levels is {given!r}; expected sparsities with commas, like 0.3,0.5,0.7.") from error
+        raise ValueError(f"{option} is {given!r}; expected sparsities with commas, like 0.3,0.5,0.7.") from error
 
 
 def parse_shares(given: list[str] | None) -> dict[str, float]:

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.gradual import GradualPruner
-from hf_mamba_prune.progress import track
 from hf_mamba_prune.report import RecoveryFacts
 from hf_mamba_prune.sequences import sample_sequences
 from hf_mamba_prune.texts import TextSource
 from hf_mamba_prune.trainer import PruningTrainer
+from hf_mamba_prune.training_bar import TrainingBar
 
 
 @dataclass(frozen=True)
@@ -75,23 +75,6 @@ def training_tokens(tokenizer: PreTrainedTokenizerBase, recovery: Recovery, seed
     return sample_sequences(recovery.text, tokenizer, count, recovery.length, draw)
 
 
-class _Bar(TrainerCallback):
-    """The bar of this package, on standard error, in place of the Trainer's."""
-
-    def on_train_begin(self, args, state, control, **rest) -> None:
-        self._bar = track(range(state.max_steps), "recover", "step")
-
-    def on_step_end(self, args, state, control, **rest) -> None:
-        self._bar.update()
-
-    def on_log(self, args, state, control, logs=None, **rest) -> None:
-        if logs is not None and "loss" in logs:
-            self._bar.set_postfix(loss=f"{logs['loss']:.3f}")
-
-    def on_train_end(self, args, state, control, **rest) -> None:
-        self._bar.close()
-
-
 def recover(
     model: PreTrainedModel,
     tokens: torch.Tensor,
@@ -124,7 +107,7 @@ def recover(
             train_dataset=_Sequences(tokens),
             pruning_config=config,
             teacher=teacher,
-            callbacks=[_Bar()],
+            callbacks=[TrainingBar("recover")],
         )
         if recovery.gradual and not trainer.pruner.plan(recovery.steps):
             raise ValueError(

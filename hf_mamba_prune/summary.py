@@ -12,6 +12,7 @@ from hf_mamba_prune.architectures import component_rows, find_targets
 from hf_mamba_prune.hub import POOR_RATIO
 from hf_mamba_prune.plan import Plan
 from hf_mamba_prune.report import Count, LanguageMetrics, PruningReport, SpeedFacts, TaskMetrics
+from hf_mamba_prune.reproduce import Result
 
 
 def show_report(console: Console, report: PruningReport, output: Path) -> None:
@@ -205,6 +206,13 @@ def describe_model(model) -> list[dict[str, object]]:
             }
         )
     return records
+
+
+def result_line(result: Result) -> str:
+    """One measured model of `reproduce`."""
+    metrics = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
+    what = f"{result.method} at {result.sparsity:.0%}" if result.sparsity else result.method
+    return f"{result.task}, {what}, seed {result.seed}: {metrics} ({result.train_seconds:,.0f} s of training)"
 
 
 def show_model(console: Console, source: str, model, records: list[dict[str, object]]) -> None:

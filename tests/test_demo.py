@@ -8,12 +8,12 @@ from transformers import AutoModelForCausalLM
 
 from hf_mamba_prune import demo
 from hf_mamba_prune.evaluation import source_words
-from hf_mamba_prune.job import EvaluationChoice
+from hf_mamba_prune.job import EvaluationChoice, demo_job
 from hf_mamba_prune.texts import read_text
 
 
 def test_the_demo_prunes_the_bundled_model_and_may_be_repeated(tmp_path):
-    job = demo.demo_job(tmp_path / "out", 0.7)
+    job = demo_job(tmp_path / "out", 0.7)
     small = replace(
         job,
         config=replace(job.config, calibration_samples=2, calibration_length=64),

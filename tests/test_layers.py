@@ -15,17 +15,17 @@ PACKAGE = Path(hf_mamba_prune.__file__).parent
 NAME = "hf_mamba_prune"
 
 LAYERS = {
-    1: "config schedules report progress",
+    1: "config schedules report progress demo",
     2: "architectures",
     3: "scores masks slots divisions allocation selection reconstruction distributed calibration native",
     4: """
         pruning evaluation analysis checkpoint packed runtime heads tasks trainer distillation loading
         counting environment texts sequences metrics original_layout blocks repair plan
         sensitivity stability gradual masking recovery speed zero_shot
-        origin training_report card figures
+        origin training_report training_bar card figures reproduce
     """,
     5: "hub results job cloud",
-    6: "cli packed_commands hub_commands console options groups summary demo __main__ __init__",
+    6: "cli packed_commands hub_commands reproduce_command console options groups summary __main__ __init__",
 }
 LAYER = {name: number for number, names in LAYERS.items() for name in names.split()}
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -1,0 +1,81 @@
+"""Long Range Arena's Text: is a review good or bad, byte by byte."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import torch
+
+from hf_mamba_prune.tasks.base import Scale, Splits, Task, build_classifier, pad, shuffled, tokens_and_label
+
+CLASSES = ("neg", "pos")
+ARCHIVE = "movie_reviews.zip"
+
+
+def byte_ids(text: bytes, length: int) -> torch.Tensor:
+    """Bytes as token ids 1 to 256; 0 is the padding."""
+    return torch.frombuffer(bytearray(text[:length]), dtype=torch.uint8).short() + 1
+
+
+def _reviews(folder: Path) -> list[tuple[str, bytes, int]]:
+    """(split, text, class) of the IMDB folder `aclImdb`, or of 2,000 reviews in `movie_reviews`, zipped or not."""
+    imdb = folder / "aclImdb"
+    if imdb.is_dir():
+        return [
+            (split, path.read_bytes(), label)
+            for split in ("train", "test")
+            for label, name in enumerate(CLASSES)
+            for path in sorted((imdb / split / name).glob("*.txt"))
+        ]
+    archive = folder / ARCHIVE
+    if not archive.is_file():
+        raise FileNotFoundError(2, "no such file", str(imdb))
+    found = []
+    with zipfile.ZipFile(io.BytesIO(archive.read_bytes())) as files:
+        for name in sorted(files.namelist()):
+            kind = Path(name).parent.name
+            if kind in CLASSES and name.endswith(".txt"):
+                found.append(("", files.read(name), CLASSES.index(kind)))
+    return found
+
+
+def _read(folder: Path, scale: Scale) -> Splits:
+    reviews = _reviews(folder)
+    order = [reviews[i] for i in shuffled(len(reviews))]
+    test = [row for row in order if row[0] == "test"]
+    rest = [row for row in order if row[0] != "test"]
+    held = len(rest) // 10
+    if not test:  # one set: a fifth of it is held for the test
+        test, rest = rest[: 2 * held], rest[2 * held :]
+    parts = rest[held:], rest[:held], test
+    limits = scale.examples, scale.evaluated, scale.evaluated
+    return Splits(*(_split(rows, scale.length, limit) for rows, limit in zip(parts, limits, strict=True)), pad)
+
+
+def _split(rows: list[tuple[str, bytes, int]], length: int, limit: int | None):
+    return tokens_and_label(
+        [byte_ids(text, length) for _, text, _ in rows], torch.tensor([row[2] for row in rows]), limit
+    )
+
+
+TEXT = Task(
+    "text",
+    ("accuracy",),
+    "Put the folder aclImdb of IMDB's large movie review data set there (ai.stanford.edu/~amaas/data/sentiment), or "
+    "NLTK's movie_reviews.zip, which has 2,000 reviews.",
+    _read,
+    build_classifier(2, 257, bidirectional=True),
+    {
+        "small": Scale(
+            dict(hidden_size=64, num_hidden_layers=2, state_size=16, time_step_rank=4),
+            length=1024, steps=900, recover_steps=300, batch_size=16, learning_rate=2e-3,
+            reduced=("2,000 reviews instead of 50,000 where IMDB is not there", "1,024 bytes instead of 4,096"),
+        ),
+        "paper": Scale(
+            dict(hidden_size=256, num_hidden_layers=6, state_size=16, time_step_rank=16),
+            length=4096, steps=25_000, recover_steps=5_000, batch_size=16, learning_rate=1e-3,
+        ),
+    },
+)  # fmt: skip
