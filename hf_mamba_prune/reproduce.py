@@ -36,7 +36,8 @@ METHODS: dict[str, tuple[str, dict[str, object], bool]] = {
 }
 """Name -> how a table calls it, the fields of its config, and whether the dense model teaches."""
 
-DENSE = "dense"
+DENSE, LONGER = "dense", "dense-longer"
+"""The dense model, and the same trained for as many steps more as the pruned ones are."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Result:
 
     Args:
         task: name.
-        method: of `METHODS`, or `dense`.
+        method: of `METHODS`, `dense` or `dense-longer`.
         sparsity: of the prunable weights; 0 for the dense model.
         seed: of the data's order, the weights and the choices.
         metrics: on the test part.
@@ -120,7 +121,11 @@ class Reproduction:
         self.write_table()
 
     def _runs(self) -> list[tuple[str, float]]:
-        return [(DENSE, 0.0), *((method, sparsity) for sparsity in self.sparsities for method in self.methods)]
+        return [
+            (DENSE, 0.0),
+            (LONGER, 0.0),
+            *((method, sparsity) for sparsity in self.sparsities for method in self.methods),
+        ]
 
     def _folder(self) -> Path:
         return self.output / f"{self.task}-{self.scale}"
@@ -136,6 +141,9 @@ class Reproduction:
         if method == DENSE:
             if scale.steps:
                 _train(model, splits, scale, scale.steps, seed)
+        elif method == LONGER:
+            model = type(model).from_pretrained(kept, dtype=torch.float32)
+            _train(model, splits, scale, scale.recover_steps, seed)
         else:
             model = type(model).from_pretrained(kept, dtype=torch.float32)
             teacher = type(model).from_pretrained(kept, dtype=torch.float32) if METHODS[method][2] else None
@@ -148,7 +156,7 @@ class Reproduction:
         targets = find_targets(model)
         zeros = sum(int((target.weight(model) == 0).sum()) for target in targets)
         reached = zeros / sum(target.size for target in targets)
-        if method != DENSE and abs(reached - sparsity) > 1e-3:
+        if sparsity and abs(reached - sparsity) > 1e-3:
             raise RuntimeError(f"{method} ended at a sparsity of {reached:.4f} instead of {sparsity}.")
         result = Result(task.name, method, sparsity, seed, metrics, nonzero, seconds, test_seconds)
         path = self._path(method, sparsity, seed)
@@ -187,7 +195,7 @@ def table(task: Task, scale: Scale, results: list[Result]) -> str:
         groups.setdefault((result.method, result.sparsity), []).append(result)
     dense = groups.get((DENSE, 0.0))
     for (method, sparsity), found in groups.items():
-        label = "dense" if method == DENSE else METHODS[method][0]
+        label = METHODS[method][0] if method in METHODS else method.replace("-", ", trained ")
         cells = [label, f"{sparsity:.0%}", str(len(found))]
         cells += [_spread([result.metrics[name] for result in found]) for name in task.metrics]
         cells.append("" if dense is None else f"{_kept(task, dense, found):.1%}")
