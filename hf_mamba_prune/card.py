@@ -124,7 +124,7 @@ def _environment() -> jinja2.Environment:
 def _values(report: PruningReport, repo: str) -> dict[str, object]:
     """What the template shows, as text already."""
     facts = report.sparsity
-    speeds = [_speed(speed) for speed in report.speeds]
+    speeds = [_speed(speed, report.model.dtype) for speed in report.speeds]
     return {
         "title": repo.split("/")[-1],
         "repo": repo,
@@ -196,12 +196,14 @@ def _value(found: TaskMetrics | None) -> str:
     return f"{found.value:.4f}" + (f" +- {found.standard_error:.4f}" if found.standard_error is not None else "")
 
 
-def _speed(speed: SpeedFacts) -> dict[str, object]:
+def _speed(speed: SpeedFacts, saved: str) -> dict[str, object]:
+    """One row; a dense model may run in another type than it is saved in."""
+    held = saved if speed.name.startswith("dense") else speed.values
     return {
         "name": speed.name,
         "kind": speed.values,
         "threads": speed.threads,
-        "file": f"{speed.file_bytes / 1e6:,.1f} MB",
+        "file": f"{speed.file_bytes / 1e6:,.1f} MB as {held}",
         "memory": f"{speed.memory_bytes / 1e6:,.0f} MB",
         "prefill": f"{speed.prefill_tokens_per_second:,.0f}",
         "decode": f"{speed.decode_tokens_per_second:,.1f}",

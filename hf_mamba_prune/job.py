@@ -40,7 +40,7 @@ class ModelChoice:
 
     def check(self) -> None:
         """Refuse a wrong id or an unsupported model before texts and weights are fetched."""
-        folder, _ = fetch(self.source, self.revision, weights=False)
+        folder, _ = fetch(self.source, self.revision)
         read_config(folder, self.source)
 
     @contextmanager

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import yaml
@@ -31,6 +32,7 @@ from hf_mamba_prune.packed import is_packed
 from hf_mamba_prune.packed.config import PACKED_CONFIGS, to_dense
 
 _SMALL_FILES = ["*.json", "*.txt", "*.model", "README.md"]
+Weights = Literal["own", "packed"]
 _PACKED = tuple(config.model_type for config in PACKED_CONFIGS.values())
 
 
@@ -81,7 +83,7 @@ def load_model(
         RuntimeError: the Hub cannot be reached or refuses.
     """
     place = _device(device)
-    folder, commit = fetch(source, revision, weights=True)
+    folder, commit = fetch(source, revision, "own")
     values = read_config(folder, source)
     wanted = _dtype(dtype)
     if is_original_layout(values):
@@ -115,7 +117,7 @@ def _card_facts(folder: Path) -> tuple[str | None, tuple[str, ...]]:
 
 def load_skeleton(source: str, revision: str | None = None) -> PreTrainedModel:
     """The model without its weights, on the meta device: enough to count and to plan."""
-    folder, _ = fetch(source, revision, weights=False)
+    folder, _ = fetch(source, revision)
     values = read_config(folder, source)
     config = (
         convert_config(values)
@@ -129,8 +131,14 @@ def load_skeleton(source: str, revision: str | None = None) -> PreTrainedModel:
     return model
 
 
-def fetch(source: str, revision: str | None, weights: bool) -> tuple[Path, str | None]:
-    """The folder that holds a model's files, downloaded when `source` is a Hub id; and the commit."""
+def fetch(source: str, revision: str | None, *weights: Weights) -> tuple[Path, str | None]:
+    """The folder that holds a model's files, downloaded when `source` is a Hub id; and the commit.
+
+    Args:
+        source: Hub id or folder.
+        revision: branch, tag or commit of a Hub id.
+        *weights: which weights too: those of the model itself, those of the packed checkpoint in `packed/`.
+    """
     path = Path(source).expanduser()
     if path.is_dir():
         return path, None
@@ -139,8 +147,11 @@ def fetch(source: str, revision: str | None, weights: bool) -> tuple[Path, str |
     with _hub_errors(source, revision):
         folder = Path(snapshot_download(source, revision=revision, allow_patterns=_SMALL_FILES))
         commit = folder.name  # from here on the same commit, whatever is pushed meanwhile
-        if weights:
-            snapshot_download(source, revision=commit, allow_patterns=["*.safetensors"])
+        if "packed" in weights:
+            snapshot_download(source, revision=commit, allow_patterns=["packed/*.safetensors"])
+        if "own" in weights:
+            names = {"allow_patterns": ["*.safetensors"], "ignore_patterns": ["packed/*"]}
+            snapshot_download(source, revision=commit, **names)
             if not list(folder.glob("*.safetensors")):
                 snapshot_download(source, revision=commit, allow_patterns=[WEIGHTS, "pytorch_model-*.bin"])
     return folder, commit

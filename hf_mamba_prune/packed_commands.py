@@ -54,7 +54,7 @@ def unpack(
     """Write a packed checkpoint as an ordinary transformers one, bit for bit what was packed."""
     check_output(output, overwrite=False)
     with open_console(False, False) as console:
-        folder, _ = fetch(model, revision, weights=True)
+        folder, _ = fetch(model, revision, "own")
         if not is_packed(folder):
             raise ValueError(f"{model} is not a packed checkpoint: nothing to unpack.")
         found = AutoModelForCausalLM.from_pretrained(folder, unpack=True)
@@ -92,9 +92,10 @@ def generate(
     """Write text with a dense, pruned or packed model, and say how fast that was."""
     with open_console(False, False):
         _set_threads(threads)
-        folder, _ = fetch(model, revision, weights=True)
-        if not dense and not is_packed(folder) and is_packed(folder / "packed"):
-            folder = folder / "packed"
+        folder, commit = fetch(model, revision)
+        beside = not dense and not is_packed(folder) and is_packed(folder / "packed")
+        fetch(model, commit, "packed" if beside else "own")
+        folder = folder / "packed" if beside else folder
         if is_packed(folder):
             found, tokenizer = AutoModelForCausalLM.from_pretrained(folder), load_tokenizer(str(folder))
         else:
@@ -129,7 +130,7 @@ def bench(
     """Measure size, memory, prefill and decode of a model, dense and packed side by side, on this CPU."""
     with open_console(shown.quiet, shown.as_json) as console, tempfile.TemporaryDirectory() as temporary:
         _set_threads(threads)
-        dense, _ = fetch(model, revision, weights=True)
+        dense, _ = fetch(model, revision, "own", "packed")
         packed = dense / "packed"
         if not is_packed(packed):
             loaded = load_model(model, revision, device="cpu")

@@ -9,7 +9,8 @@ from hf_mamba_prune import options as o
 from hf_mamba_prune import summary
 from hf_mamba_prune.console import open_console, print_json
 from hf_mamba_prune.groups import OutputOptions, grouped
-from hf_mamba_prune.reproduce import METHODS, Reproduction
+from hf_mamba_prune.reproduce import Reproduction
+from hf_mamba_prune.tasks.results import METHODS
 
 ALL_METHODS = ",".join(METHODS)
 

@@ -12,7 +12,7 @@ from hf_mamba_prune.architectures import component_rows, find_targets
 from hf_mamba_prune.hub import POOR_RATIO
 from hf_mamba_prune.plan import Plan
 from hf_mamba_prune.report import Count, LanguageMetrics, PruningReport, SpeedFacts, TaskMetrics
-from hf_mamba_prune.reproduce import Result
+from hf_mamba_prune.tasks.results import Result
 
 
 def show_report(console: Console, report: PruningReport, output: Path) -> None:

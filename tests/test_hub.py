@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,13 +16,15 @@ import pyarrow.parquet
 import pytest
 import torch
 from conftest import build_model, build_tokenizer, run
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 from local_hub import ALICE, BOB
 from original_checkpoints import write_original
 from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM, TrainingArguments
 
 from hf_mamba_prune import PruningConfig, PruningReport, PruningTrainer, cli, find_targets
 from hf_mamba_prune.card import render_card
+from hf_mamba_prune.hub import PushChoice
+from hf_mamba_prune.hub_commands import repeat_command
 from hf_mamba_prune.packed import is_packed
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -90,6 +93,22 @@ def test_evaluate_repeats_the_cards_numbers_and_pruning_again_keeps_the_zeros(pl
     assert PruningReport.load("more").model.id == REPO
 
 
+def test_what_is_not_asked_for_is_not_downloaded(place, local_hub, monkeypatch, capsys):
+    assert run(*PRUNE, "--push", "--pack", "--quiet") == 0
+    local_hub.requests.clear()
+    assert run("generate", REPO, "the cat", "--max-new-tokens", "3") == 0
+    assert "(packed, " in capsys.readouterr().err
+    asked = [seen.path for seen in local_hub.requests]
+    assert any("/packed/" in path and path.endswith(".safetensors") for path in asked)
+    assert not any(path.endswith("/model.safetensors") for path in asked)
+    local_hub.attach(monkeypatch, place / "other", ALICE.token)
+    local_hub.requests.clear()
+    assert run("evaluate", REPO, "--eval", "text.txt", "--window", "32", "--quiet") == 0
+    asked = [seen.path for seen in local_hub.requests]
+    assert any(path.endswith("/model.safetensors") for path in asked)
+    assert not any("/packed/" in path and path.endswith(".safetensors") for path in asked)
+
+
 def test_the_license_and_the_languages_of_the_base_model_are_carried_over(place, local_hub):
     Path("model/README.md").write_text("---\nlicense: apache-2.0\nlanguage: en\n---\n# Base\n", encoding="utf-8")
     local_hub.add_model("bob/base", Path("model"))
@@ -152,6 +171,19 @@ def test_a_failure_keeps_the_result_and_says_how_to_go_on(place, local_hub, caps
     assert AutoModelForCausalLM.from_pretrained("out").config.model_type == "mamba"
     assert run("push", "out", "--repo-id", REPO, "--force", "--quiet") == 0
     assert len(titles(local_hub)) == 2
+
+
+def test_the_command_to_repeat_is_one_that_can_be_pasted(place, local_hub, capsys):
+    assert run(*PRUNE, "--quiet") == 0
+    Path("out").rename("my out")
+    local_hub.add_model(REPO, {"README.md": b"# empty"})
+    command = repeat_command(Path("my out"), PushChoice(REPO, revision="dev", force=True))
+    assert shlex.split(command)[:3] == ["hf-mamba-prune", "push", "my out"]
+    assert run(*shlex.split(command)[1:]) == 1
+    assert "no such repository or branch" in capsys.readouterr().err
+    HfApi().create_branch(REPO, branch="dev")
+    assert run(*shlex.split(command)[1:]) == 0
+    assert "model.safetensors" in local_hub.files(REPO, "dev") and "model.safetensors" not in local_hub.files(REPO)
 
 
 def test_who_is_not_logged_in_is_told_before_the_work(tmp_path, place, local_hub, monkeypatch, capsys):

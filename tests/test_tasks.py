@@ -17,9 +17,11 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from hf_mamba_prune import find_targets
 from hf_mamba_prune.metrics import METRICS
-from hf_mamba_prune.reproduce import Reproduction, measure, table
+from hf_mamba_prune.reproduce import Reproduction
 from hf_mamba_prune.tasks import TASKS, ett, image, listops, retrieval, text
 from hf_mamba_prune.tasks import base as base_module
+from hf_mamba_prune.tasks.results import table
+from hf_mamba_prune.tasks.training import measure
 
 REFERENCE = Path(__file__).resolve().parent / "data" / "listops_reference.tsv.gz"
 
@@ -94,6 +96,9 @@ def test_train_prune_recover_evaluate_save_and_load(data, tmp_path, monkeypatch,
         and "| dense, trained longer | 0% | 1 |" in shown
         and "hf-mamba-prune: Fisher" in shown
     )
+    components = json.loads((folder / "components.json").read_text())
+    assert set(components) == {"dense", "in_proj", "x_proj", "dt_proj", "out_proj", "conv1d", "D"}
+    assert "| conv1d |" in shown and components["dense"]["0"] == pytest.approx(results[0]["metrics"][task.metrics[0]])
     again = _load(name, folder / "ours-0.5-0")
     targets = find_targets(again)
     zeros = sum(int((target.weight(again) == 0).sum()) for target in targets)

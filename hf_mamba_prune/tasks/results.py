@@ -1,0 +1,97 @@
+"""What a benchmark's models came to, and the table of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+from hf_mamba_prune.tasks.base import Scale, Task
+
+METHODS: dict[str, tuple[str, dict[str, object], bool]] = {
+    "ours": ("hf-mamba-prune: Fisher, global, distilled", dict(score="fisher"), True),
+    "paper": ("gradient-magnitude, global, task loss (2505.08299)", dict(score="gradient-magnitude"), False),
+    "magnitude": ("magnitude, uniform, task loss", dict(score="magnitude", allocation="uniform"), False),
+}
+"""Name -> how a table calls it, the fields of its config, and whether the dense model teaches."""
+
+DENSE, LONGER = "dense", "dense-longer"
+"""The dense model, and the same trained for as many steps more as the pruned ones are."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One measured model.
+
+    Args:
+        task: name.
+        method: of `METHODS`, `dense` or `dense-longer`.
+        sparsity: of the prunable weights; 0 for the dense model.
+        seed: of the data's order, the weights and the choices.
+        metrics: on the test part.
+        nonzero: weights of the whole model that are not zero.
+        train_seconds: of its training, or of its pruning and recovery.
+        test_seconds: of running the test part.
+    """
+
+    task: str
+    method: str
+    sparsity: float
+    seed: int
+    metrics: dict[str, float]
+    nonzero: int
+    train_seconds: float
+    test_seconds: float
+
+    def save(self, path: Path) -> None:
+        """Write it, all of it or nothing."""
+        write_whole(path, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Result:
+        """The inverse of `save`."""
+        return cls(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file under a temporary name, then rename it."""
+    temporary = path.with_suffix(".part")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.rename(path)
+
+
+def table(task: Task, scale: Scale, results: list[Result]) -> str:
+    """A markdown table: one row for each method and sparsity."""
+    lines = [f"# {task.name}", ""]
+    if scale.reduced:
+        lines += [f"Smaller than published: {'; '.join(scale.reduced)}.", ""]
+    head = [f"{name} (mean +- deviation)" for name in task.metrics]
+    columns = ["method", "sparsity", "seeds", *head, "kept", "non-zero weights", "training, s", "test part, s"]
+    lines += [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    groups: dict[tuple[str, float], list[Result]] = {}
+    for result in results:
+        groups.setdefault((result.method, result.sparsity), []).append(result)
+    dense = groups.get((DENSE, 0.0))
+    for (method, sparsity), found in groups.items():
+        label = METHODS[method][0] if method in METHODS else method.replace("-", ", trained ")
+        cells = [label, f"{sparsity:.0%}", str(len(found))]
+        cells += [_spread([result.metrics[name] for result in found]) for name in task.metrics]
+        cells.append("" if dense is None else f"{_kept(task, dense, found):.1%}")
+        cells.append(f"{found[0].nonzero:,}")
+        cells += [
+            f"{statistics.mean(getattr(r, name) for r in found):.0f}" for name in ("train_seconds", "test_seconds")
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.mean(values):.4f} +- {statistics.stdev(values) if len(values) > 1 else 0:.4f}"
+
+
+def _kept(task: Task, dense: list[Result], found: list[Result]) -> float:
+    """Share of the dense model's first metric that is kept; of an error, dense by pruned."""
+    before, after = (statistics.mean(r.metrics[task.metrics[0]] for r in results) for results in (dense, found))
+    return after / before if task.higher_is_better else before / after
