@@ -60,14 +60,14 @@ def card_data(report: PruningReport, repo: str) -> ModelCardData:
     """The front matter, with every metric as an evaluation result."""
     base = base_model(report)
     sources = [report.calibration.source] if report.calibration else []
-    sources += [report.recovery.text] if report.recovery else []
+    sources += report.recovery.text.split(", ") if report.recovery else []
     datasets = dict.fromkeys(found[0] for found in map(hub_dataset, sources) if found)
     results = _results(report)
     return ModelCardData(
         library_name="transformers",
         base_model=base,
         base_model_relation="finetune" if base else None,
-        pipeline_tag="text-generation",
+        pipeline_tag=report.model.pipeline,
         license=report.model.license,
         language=list(report.model.language) or None,
         datasets=list(datasets) or None,
@@ -84,7 +84,7 @@ def _results(report: PruningReport) -> list[EvalResult]:
         for metric in ("perplexity", "bits_per_byte", "word_perplexity"):
             results.append(
                 EvalResult(
-                    task_type="text-generation",
+                    task_type=report.model.pipeline,
                     dataset_type=dataset or _slug(pruned.text),
                     dataset_name=pruned.text,
                     dataset_config=config,
@@ -100,7 +100,7 @@ def _results(report: PruningReport) -> list[EvalResult]:
         note = "" if before is None else f", zero-shot (dense: {before:.4f})"
         results.append(
             EvalResult(
-                task_type="text-generation",
+                task_type=report.model.pipeline,
                 dataset_type=_slug(found.task),
                 dataset_name=found.task,
                 metric_type=found.metric,

@@ -109,11 +109,12 @@ def _run_on_hub(job: PruningJob, flavor: str, hours: float, shown: g.OutputOptio
         raise ValueError("a job on the Hub keeps nothing but what it pushes: add --push.")
     refuse_local(job.sources())
     _, *arguments = shlex.split(job.command)
+    extras = ("eval",) if job.evaluation.tasks.tasks else ()
     with open_console(shown.quiet, shown.as_json) as console:
         make_plan(load_skeleton(job.model.source, job.model.revision), job.config, *_training(job.recovery))
         push = job.push.resolve(default_output(job.model.source, job.config).name)
         push.held()
-        done = HubJob(without_option(arguments, "--on-hub"), flavor, hours).run(
+        done = HubJob(without_option(arguments, "--on-hub"), flavor, hours, extras).run(
             lambda line: console.print(line, soft_wrap=True, markup=False, highlight=False)
         )
         print_json({"job": done.url, "repo": push.repo}) if shown.as_json else console.print(f"\nPushed: {push.repo}")

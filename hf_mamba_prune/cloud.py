@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,11 +25,20 @@ class HubJob:
         arguments: of the command, which must push its result: nothing else of the job is kept.
         flavor: of the machine, `cpu-upgrade`, `t4-small`, `l4x1` ...
         hours: after which the Hub stops it.
+        extras: of this package that the command needs.
+
+    Raises:
+        ValueError: no time at all, or time without end.
     """
 
     arguments: tuple[str, ...]
     flavor: str
     hours: float
+    extras: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.hours) and self.hours * 3600 >= 1):
+            raise ValueError(f"a job is given {self.hours:g} hours; expected at least a second, and an end.")
 
     def machine(self) -> JobHardwareInfo:
         """The machine, with its price.
@@ -68,7 +78,7 @@ class HubJob:
             job = api.run_uv_job(
                 "hf-mamba-prune",
                 script_args=list(self.arguments),
-                dependencies=[_requirement()],
+                dependencies=[_requirement(self.extras)],
                 flavor=self.flavor,
                 timeout=round(self.hours * 3600),
                 secrets={"HF_TOKEN": token},
@@ -83,10 +93,11 @@ class HubJob:
         return done
 
 
-def _requirement() -> str:
+def _requirement(extras: tuple[str, ...]) -> str:
     """This version where it is an installed one."""
     version = versions()["hf-mamba-prune"]
-    return f"hf-mamba-prune=={version}" if version[0].isdigit() else "hf-mamba-prune"
+    name = "hf-mamba-prune" + (f"[{','.join(extras)}]" if extras else "")
+    return f"{name}=={version}" if version[0].isdigit() else name
 
 
 def refuse_local(sources: list[str]) -> None:

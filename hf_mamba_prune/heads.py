@@ -132,8 +132,9 @@ class _SequenceClassification(_Reader):
         pooled, states = self._pooled(inputs_embeds, attention_mask, output_hidden_states)
         if paired:
             other, _ = self._pooled(self.get_input_embeddings()(pair_input_ids), pair_attention_mask, False)
-            pooled = F.relu(self.compare(torch.cat([pooled, other, pooled - other, pooled * other], dim=-1)))
-        logits = self.score(pooled)
+            both = torch.cat([pooled, other, pooled - other, pooled * other], dim=-1)
+            pooled = F.relu(self.compare(both.to(self.compare.weight.dtype)))
+        logits = self.score(pooled.to(self.score.weight.dtype))
         loss = None if labels is None else F.cross_entropy(logits.float(), labels)
         return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=states)
 
@@ -141,6 +142,8 @@ class _SequenceClassification(_Reader):
         states, every = self.read(embedded, mask, output_hidden_states)
         if mask is None:
             return states.mean(1), every
+        if bool((mask[:, 1:] > mask[:, :-1]).any()):
+            raise ValueError("sequences are padded on the left: set the tokenizer's padding_side to 'right'.")
         weights = mask.to(states.dtype)[..., None]
         return (states * weights).sum(1) / weights.sum(1).clamp_min(1), every
 
@@ -174,15 +177,16 @@ class _Prediction(_Reader):
             **rest: ignored, as the Trainer may pass what a loss needs.
         """
         loc = scale = None
-        past = past_values
+        past = past_values.float()
         if getattr(self.config, "scaling", True):
             loc = past.mean(1, keepdim=True).detach()
             scale = (past.var(1, keepdim=True, unbiased=False) + 1e-5).sqrt().detach()
             past = (past - loc) / scale
-        states, every = self.read(self.embed(past.transpose(1, 2)), None, output_hidden_states)
-        found = self.project(states).transpose(1, 2)
+        embedded = self.embed(past.transpose(1, 2).to(self.embed.weight.dtype))
+        states, every = self.read(embedded, None, output_hidden_states)
+        found = self.project(states.to(self.project.weight.dtype)).transpose(1, 2).float()
         found = found if loc is None else found * scale + loc
-        loss = None if future_values is None else F.mse_loss(found, future_values)
+        loss = None if future_values is None else F.mse_loss(found, future_values.float())
         return PredictionOutput(loss, found, loc, scale, every)
 
 

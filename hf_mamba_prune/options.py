@@ -200,6 +200,7 @@ ResultsFolder = Annotated[
 Sparsities = Annotated[str, _option(PRUNING, "--sparsities", help="Of the prunable weights, with commas.")]
 Methods = Annotated[str, _option(PRUNING, "--methods", help="With commas.")]
 ScaleName = Annotated[str, _option(PRUNING, "--scale", help="small (two cores) or paper (a GPU).")]
+NoComponents = Annotated[bool, _option(PRUNING, "--no-components", help="Do not prune each component alone too.")]
 Seeds = Annotated[int, _option(PRUNING, "--seeds", help="How many times, each with its own seed.")]
 
 Levels = Annotated[str, _option(PRUNING, "--levels", help="Sparsities to measure, with commas.")]

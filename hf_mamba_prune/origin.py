@@ -32,6 +32,13 @@ class Origin:
     language: tuple[str, ...] = ()
 
 
+_HEADS = {
+    "ForSequenceClassification": ("AutoModelForSequenceClassification", "text-classification"),
+    "ForPrediction": ("AutoModelForTimeSeriesPrediction", "time-series-forecasting"),
+}
+"""End of a class's name -> who loads it, and what it does."""
+
+
 def model_facts(model: PreTrainedModel, origin: Origin) -> ModelFacts:
     """What a model is before it is pruned."""
     return ModelFacts(
@@ -44,4 +51,12 @@ def model_facts(model: PreTrainedModel, origin: Origin) -> ModelFacts:
         weights_sha256=weights_sha256(model),
         license=origin.license,
         language=origin.language,
+        **_use(type(model).__name__),
     )
+
+
+def _use(name: str) -> dict[str, str]:
+    for end, (auto_class, pipeline) in _HEADS.items():
+        if name.endswith(end):
+            return {"auto_class": auto_class, "pipeline": pipeline}
+    return {}

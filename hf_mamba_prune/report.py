@@ -53,6 +53,8 @@ class ModelFacts:
         license: that its card names.
         language: those that its card names.
         from_hub: whether the Hub has it, where no commit is known.
+        auto_class: of transformers that loads it.
+        pipeline: the Hub's name of what it does.
     """
 
     id: str
@@ -65,6 +67,8 @@ class ModelFacts:
     license: str | None = None
     language: tuple[str, ...] = ()
     from_hub: bool = False
+    auto_class: str = "AutoModelForCausalLM"
+    pipeline: str = "text-generation"
 
 
 @dataclass(frozen=True)

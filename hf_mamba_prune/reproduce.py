@@ -57,6 +57,8 @@ class Reproduction:
                 raise ValueError(closest("method", method, tuple(METHODS)))
         if self.scale not in TASKS[self.task].scales:
             raise ValueError(closest("scale", self.scale, tuple(TASKS[self.task].scales)))
+        object.__setattr__(self, "sparsities", tuple(dict.fromkeys(self.sparsities)))
+        object.__setattr__(self, "methods", tuple(dict.fromkeys(self.methods)))
         if self.seeds < 1 or not all(0 < sparsity < 1 for sparsity in self.sparsities):
             raise ValueError("expected at least one seed, and sparsities above 0 and below 1.")
 
@@ -125,13 +127,14 @@ class Reproduction:
         reached = zeros / sum(target.size for target in targets)
         if sparsity and abs(reached - sparsity) > 1e-3:
             raise RuntimeError(f"{method} ended at a sparsity of {reached:.4f} instead of {sparsity}.")
-        result = Result(task.name, method, sparsity, seed, metrics, nonzero, seconds, test_seconds)
+        result = Result(task.name, method, sparsity, seed, metrics, nonzero, seconds, test_seconds, splits.stand_ins)
         result.save(self._path(method, sparsity, seed))
 
     def results(self) -> list[Result]:
-        """All that has been measured."""
-        runs = ((method, sparsity, seed) for method, sparsity in self._runs() for seed in range(self.seeds))
-        return [Result.load(path) for path in (self._path(*run) for run in runs) if path.is_file()]
+        """All that has been measured, by this run and by those before it."""
+        found = [Result.load(path) for path in self._folder().glob("*-*-*.json")]
+        order = [DENSE, LONGER, *METHODS]
+        return sorted(found, key=lambda result: (result.sparsity, order.index(result.method), result.seed))
 
     def write_table(self) -> Path:
         """Write the table of what has been measured: mean and deviation over the seeds, dense first."""

@@ -25,10 +25,11 @@ def reproduce(
     methods: o.Methods = ALL_METHODS,
     scale: o.ScaleName = "small",
     seeds: o.Seeds = 3,
+    no_components: o.NoComponents = False,
 ) -> None:
     """Train a dense model on one of the paper's benchmarks, prune it by several methods, and write the table."""
     levels = o.parse_numbers("--sparsities", sparsities)
-    run = Reproduction(task, data, output, levels, o.parse_names(methods), scale, seeds)
+    run = Reproduction(task, data, output, levels, o.parse_names(methods), scale, seeds, not no_components)
     with open_console(shown.quiet, shown.as_json) as console:
         results = []
         for result in run.run():

@@ -172,7 +172,7 @@ def show_packed(console: Console, sizes: dict[str, object]) -> None:
 
 def show_speeds(console: Console, speeds: list[SpeedFacts] | tuple[SpeedFacts, ...], facts: dict[str, object]) -> None:
     """The result of `bench`."""
-    table = _table("tokens a second", "values", "file, MB", "memory, MB", "prefill", "decode")
+    table = _table("tokens a second", "run as", "file, MB", "memory, MB", "prefill", "decode")
     for speed in speeds:
         table.add_row(
             speed.name,

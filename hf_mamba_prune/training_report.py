@@ -32,6 +32,8 @@ class TrainingRecord:
     def __init__(self, model: PreTrainedModel, config: PruningConfig, pruner: GradualPruner) -> None:
         self._config = config
         name = model.name_or_path or type(model).__name__
+        self._id = name
+        name = Path(name).resolve().name if Path(name).is_dir() else name  # where it lies is nobody's business
         self._facts = model_facts(model, Origin(name))
         self._zeros = ZeroCounter(model, pruner.targets)
 
@@ -54,7 +56,7 @@ class TrainingRecord:
         """
         facts = self._facts
         languages = (language,) if isinstance(language, str) else tuple(language or ())
-        from_hub, found = _repository(facts.id)
+        from_hub, found = _repository(self._id)
         at_ceiling = pruner.budget.at_ceiling if pruner.budget else ()
         report = PruningReport(
             config=self._config.to_dict(),
@@ -97,11 +99,11 @@ def _training(trainer: Trainer, dataset: str | list[str] | None) -> RecoveryFact
 
 def _evaluations(trainer: Trainer) -> tuple[TaskMetrics, ...]:
     """The last loss on the evaluation set."""
-    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
-    if not losses:
+    found = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    if not found:
         return ()
-    examples = trainer.num_examples(trainer.get_eval_dataloader())
-    return (TaskMetrics("evaluation set", "loss", losses[-1], None, examples, False),)
+    examples = round(found[-1].get("eval_samples_per_second", 0) * found[-1].get("eval_runtime", 0))
+    return (TaskMetrics("evaluation set", "loss", found[-1]["eval_loss"], None, examples, False),)
 
 
 def _repository(model: str) -> tuple[bool, str | None]:

@@ -77,9 +77,11 @@ class ZeroShot:
         if importlib.util.find_spec("lm_eval") is None:
             raise RuntimeError("tasks need lm-eval: pip install 'hf-mamba-prune[eval]'.")
         named = [task for task in self.tasks if not _is_file(task)]
-        for task in self.tasks:
-            if _is_file(task):
-                _read_rows(Path(task))
+        files = [Path(task) for task in self.tasks if _is_file(task)]
+        if len({path.stem for path in files}) < len(files):
+            raise ValueError("two task files have the same name: their results could not be told apart.")
+        for path in files:
+            _read_rows(path)
         if named:
             known = _manager(defaults=True).all_tasks
             for task in named:
@@ -104,11 +106,13 @@ class ZeroShot:
             manager = _manager(defaults=not all(map(_is_file, self.tasks)))
             loaded = manager.load([_file_task(Path(task)) if _is_file(task) else task for task in self.tasks])
             asked = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=self.batch_size)
+            for task in loaded["tasks"].values():
+                task.set_config(key="num_fewshot", value=0)
             found = evaluator.evaluate(asked, loaded, limit=self.limit, bootstrap_iters=0, log_samples=False)
         return tuple(
             _metrics(task, name, value, found)
-            for task, values in found["results"].items()
-            for name, value in values.items()
+            for task in _shown(found, self.tasks)
+            for name, value in found["results"][task].items()
             if name.split(",")[0] in METRICS and isinstance(value, int | float)
         )
 
@@ -133,7 +137,9 @@ def _read_rows(path: Path) -> list[dict]:
     if not path.is_file():
         raise ValueError(f"there is no task file {path}.")
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
         except ValueError as error:
@@ -143,7 +149,7 @@ def _read_rows(path: Path) -> list[dict]:
                 f"{path}, line {number}: expected 'text', or 'query', 'choices' and 'gold' (an index of choices), in "
                 "every row alike."
             )
-        rows.append(row)
+        rows.append(row | {"text": row["text"].strip()} if _is_words(row) else row)
     if not rows:
         raise ValueError(f"{path} has no rows.")
     return rows
@@ -168,9 +174,24 @@ def _file_task(path: Path) -> dict[str, object]:
     return kind | {"task": path.stem, "test_split": "test", "custom_dataset": lambda **_: {"test": split}}
 
 
+def _shown(found: dict, asked: tuple[str, ...]) -> list[str]:
+    """What is reported: tasks and groups that were asked for, and tasks that a tag or pattern stands for."""
+    groups = [name for name in found["results"] if name in asked and name not in found["n-samples"]]
+    within = {leaf for group in groups for leaf in _leaves(group, found)}
+    return [*groups, *(name for name in found["n-samples"] if name not in within)]
+
+
+def _leaves(name: str, found: dict) -> set[str]:
+    """The tasks of a group, of its groups too."""
+    if name in found["n-samples"]:
+        return {name}
+    return {leaf for part in found["group_subtasks"].get(name, ()) for leaf in _leaves(part, found)}
+
+
 def _metrics(task: str, name: str, value: float, found: dict) -> TaskMetrics:
-    metric = name.split(",")[0]
-    examples = found["n-samples"][task]["effective"]
+    metric, _, way = name.partition(",")  # and how an answer is cut out of what was written
+    examples = sum(found["n-samples"][leaf]["effective"] for leaf in _leaves(task, found))
     error = math.sqrt(value * (1 - value) / (examples - 1)) if metric in _SHARES and examples > 1 else None
-    upwards = found["higher_is_better"][task].get(metric, True)
-    return TaskMetrics(task, metric, float(value), error, examples, bool(upwards))
+    upwards = found["higher_is_better"].get(task, {}).get(metric, True)
+    shown = metric if way in ("", "none") else f"{metric} ({way})"
+    return TaskMetrics(task, shown, float(value), error, examples, bool(upwards))

@@ -81,7 +81,8 @@ def test_there_are_cards_to_test():
 
 def test_what_is_not_known_is_left_out():
     report = PruningReport.load(CARDS[0].parent)
-    bare = replace(report, before=(), after=(), speeds=(), calibration=None, recovery=None, command=None)
+    bare = replace(report, before=(), after=(), tasks_before=(), tasks_after=(), speeds=(), calibration=None)
+    bare = replace(bare, recovery=None, command=None)
     card = render_card(bare)
     for word in ("Perplexity on", "Size and speed", "Calibrated", "Trained on", "None", "packed/"):
         assert word not in card

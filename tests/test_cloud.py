@@ -47,7 +47,14 @@ def test_the_command_goes_to_the_hub_and_its_log_comes_back(place, local_hub, ca
     assert "Pushed: alice/base-pruned-70" in shown
 
 
+def test_tasks_bring_what_they_need(place, local_hub):
+    assert run(*COMMAND, "--tasks", "piqa") == 0
+    assert any(part.startswith("hf-mamba-prune[eval]") for part in local_hub.jobs[0].spec["command"])
+
+
 REFUSED = {
+    "at least a second": ("bob/base", "--push", "--on-hub", "l4x1", "--max-hours", "0"),
+    "and an end": ("bob/base", "--push", "--on-hub", "l4x1", "--max-hours", "inf"),
     "add --push": ("bob/base", "--on-hub", "l4x1"),
     "lies on this machine": ("made", "--push", "--on-hub", "l4x1"),
     "Did you mean 'l4x1'": ("bob/base", "--push", "--on-hub", "l4x2"),

@@ -140,3 +140,25 @@ def test_the_kernels_run_them(tmp_path):
                 ours = model(**inputs)
         key = "logits" if "logits" in stock else "prediction_outputs"
         assert torch.allclose(stock[key], ours[key], atol=1e-4)
+
+
+@kinds
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_they_run_in_half_precision(kind, dtype):
+    for model, inputs in (
+        (classifier(kind, bidirectional=True), {"input_ids": IDS, "labels": torch.tensor([0, 1, 2, 0])}),
+        (classifier(kind, paired=True), {"input_ids": IDS, "pair_input_ids": IDS}),
+        (forecaster(kind), {"past_values": PAST, "future_values": torch.zeros(3, 4, 5)}),
+    ):
+        with torch.no_grad():
+            wanted, found = model(**inputs), model.to(dtype)(**inputs)
+        for key in ("logits", "prediction_outputs"):
+            if key in wanted:
+                assert torch.allclose(wanted[key], found[key].float(), atol=0.1, rtol=0.1)
+
+
+def test_padding_on_the_left_is_refused():
+    mask = torch.ones(4, 9)
+    mask[0, :3] = 0
+    with pytest.raises(ValueError, match="padding_side"):
+        classifier("mamba")(IDS, attention_mask=mask)

@@ -19,9 +19,22 @@ from conftest import build_model, build_tokenizer, run
 from huggingface_hub import HfApi, ModelCard
 from local_hub import ALICE, BOB
 from original_checkpoints import write_original
-from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    MambaConfig,
+    MambaForCausalLM,
+    TrainingArguments,
+)
 
-from hf_mamba_prune import PruningConfig, PruningReport, PruningTrainer, cli, find_targets
+from hf_mamba_prune import (
+    MambaForSequenceClassification,
+    PruningConfig,
+    PruningReport,
+    PruningTrainer,
+    cli,
+    find_targets,
+)
 from hf_mamba_prune.card import render_card
 from hf_mamba_prune.hub import PushChoice
 from hf_mamba_prune.hub_commands import repeat_command
@@ -287,3 +300,27 @@ def test_the_trainer_pushes_the_same_card_and_never_its_token(place, local_hub, 
     zeros = sum(int((target.weight(again) == 0).sum()) for target in find_targets(again))
     assert zeros == report.sparsity.prunable.zeros == report.sparsity.masked
     assert report.sparsity.prunable.sparsity == pytest.approx(0.6, abs=1e-3)
+
+
+def test_the_card_of_a_head_says_how_to_load_it_and_not_where_it_lay(place, local_hub):
+    config = MambaConfig(vocab_size=264, hidden_size=24, num_hidden_layers=2, state_size=4, num_labels=2)
+    MambaForSequenceClassification(config).save_pretrained("private/clients/acme")
+    rows = [{"input_ids": ids, "labels": torch.tensor(i % 2)} for i, ids in enumerate(torch.randint(200, (8, 12)))]
+    trainer = PruningTrainer(
+        MambaForSequenceClassification.from_pretrained("private/clients/acme"),
+        TrainingArguments("sorted", max_steps=4, logging_steps=1, report_to="none", use_cpu=True, save_strategy="no"),
+        train_dataset=rows,
+        pruning_config=PruningConfig(sparsity=0.6, score="magnitude", steps=2),
+    )
+    trainer.train()
+    loss = trainer.evaluate(rows)["eval_loss"]
+    trainer.push_to_hub(dataset=["bob/words", "eve/more"])
+    card = ModelCard.load("alice/sorted")
+    assert card.data.pipeline_tag == "text-classification"
+    assert card.data.datasets == ["bob/words", "eve/more"]
+    assert "AutoModelForSequenceClassification.from_pretrained" in card.text and "CausalLM" not in card.text
+    assert "private" not in card.content and "private" not in Path("sorted/report.json").read_text()
+    (measured,) = PruningReport.load("sorted").tasks_after
+    assert (measured.value, measured.examples) == (loss, 8)
+    again = AutoModelForSequenceClassification.from_pretrained("alice/sorted")
+    assert torch.equal(again.score.weight, trainer.model.score.weight)

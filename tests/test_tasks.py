@@ -106,6 +106,9 @@ def test_train_prune_recover_evaluate_save_and_load(data, tmp_path, monkeypatch,
     scale = task.scales["small"]
     metrics, _ = measure(again, task, task.data(data, scale), scale)
     assert metrics == pytest.approx(results[2]["metrics"], rel=1e-4)
+    less = ("reproduce", name, "--data", str(data), "--output", str(tmp_path), "--seeds", "1", "--quiet")
+    assert run(*less, "--sparsities", "0.5,0.5", "--methods", "ours") == 0
+    assert (folder / "table.md").read_text() == shown  # what was measured before stays in it
     times = {path: path.stat().st_mtime_ns for path in folder.glob("*.json")}
     assert run(*command) == 0  # nothing is run again
     assert times == {path: path.stat().st_mtime_ns for path in folder.glob("*.json")}
@@ -209,6 +212,7 @@ def test_cifars_binary_version_and_pathfinders_release_are_read(tmp_path):
     (root / "metadata" / "0.npy").write_text("\n".join(lines) + "\n")
     splits = TASKS["pathfinder"].data(tmp_path, TASKS["pathfinder"].scales["small"])
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (16, 2, 2)
+    assert splits.stand_ins == ()
     assert splits.train[0]["input_ids"].shape == (1024,)
 
 
@@ -216,6 +220,10 @@ def test_bytes_of_published_pairs_are_texts(data):
     (label, one, other), *_ = retrieval.read_pairs(data / "new_aan_pairs.train.tsv")
     assert (label, one, other) == (0, "text 0 é".encode(), b"other text 0")
     (data / "bad.tsv").write_text("1\tonly\n")
+    long = "x" * 200_000
+    (data / "odd.tsv").write_text(f"1\ta\tb\tb'not bytes\t{long}\n0\ta\tb\tb''\t\n")
+    assert retrieval.read_pairs(data / "odd.tsv") == [(1, b"b'not bytes", long.encode()), (0, b"", b"")]
+    assert text.byte_ids(b"", 5).tolist() == [0]
     with pytest.raises(ValueError, match="line 1, has 2 columns"):
         retrieval.read_pairs(data / "bad.tsv")
 
@@ -267,4 +275,4 @@ def test_a_table_gives_mean_deviation_and_what_was_kept(tmp_path):
     shown = table(TASKS["image"], TASKS["image"].scales["small"], run_of.results())
     assert "| dense | 0% | 2 | 0.6000 +- 0.1414 | 100.0% |" in shown
     assert "| 70% | 2 | 0.5400 +- 0.0566 | 90.0% |" in shown
-    assert "Smaller than published: 16 x 16 pixels" in shown
+    assert "Other than published: 16 x 16 pixels" in shown

@@ -11,7 +11,7 @@ from conftest import build_model, build_tokenizer, run
 from huggingface_hub import ModelCard
 
 from hf_mamba_prune import PruningReport
-from hf_mamba_prune.zero_shot import ZeroShot
+from hf_mamba_prune.zero_shot import ZeroShot, _metrics, _shown
 
 WORDS = [{"text": f"the cat in the hat sat on the {word}"} for word in ("mat", "hat", "cat in", "the")]
 CHOICES = [
@@ -104,6 +104,7 @@ BAD = {
     "line 1: expected": b'{"query": "a", "choices": ["b"], "gold": 1}\n',
     "has no rows": b"",
     "Did you mean 'piqa'": "piqua",
+    "two task files have the same name": "words.jsonl,other/words.jsonl",
 }
 
 
@@ -115,3 +116,35 @@ def test_what_cannot_be_asked_is_refused_before_the_work(files, capsys, message)
         task = "bad.jsonl"
     assert run("model", "--tasks", task, "--output", "out") == 2
     assert message in capsys.readouterr().err and not Path("out").exists()
+
+
+def test_rows_are_lines_and_texts_have_no_blanks_around_them(files):
+    rows = [{"text": "the cat\u2028in the hat  "}, {"text": " on the mat"}]
+    lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    Path("odd.jsonl").write_text(lines + "\n\n", encoding="utf-8")
+    model, tokenizer = build_model("mamba"), build_tokenizer()
+    (perplexity, _) = ZeroShot(("odd.jsonl",)).run(model, tokenizer)
+    wanted = [
+        log_probability(model, tokenizer, *pair)[0] for pair in (("the cat\u2028in the", " hat"), ("on the", " mat"))
+    ]
+    assert perplexity.examples == 2
+    assert perplexity.value == pytest.approx(torch.tensor(-sum(wanted) / 2).exp().item(), rel=1e-4)
+
+
+def test_groups_and_ways_of_cutting_are_told_apart():
+    found = {
+        "results": {
+            "group": {"acc,none": 0.5},
+            "one": {"acc,none": 0.4},
+            "two": {"acc,none": 0.6},
+            "three": {"exact_match,strict": 0.1, "exact_match,flexible": 0.2},
+        },
+        "n-samples": {name: {"effective": 10} for name in ("one", "two", "three")},
+        "group_subtasks": {"group": ["one", "two"]},
+        "higher_is_better": {"group": {"acc": True}, "three": {"exact_match": True}},
+    }
+    assert _shown(found, ("group", "three")) == ["group", "three"]
+    assert _shown(found, ("tag",)) == ["one", "two", "three"]
+    group = _metrics("group", "acc,none", 0.5, found)
+    assert (group.metric, group.examples) == ("acc", 20)
+    assert _metrics("three", "exact_match,strict", 0.1, found).metric == "exact_match (strict)"

@@ -46,12 +46,19 @@ class Scale:
 
 @dataclass(frozen=True)
 class Splits:
-    """The data of a benchmark."""
+    """The data of a benchmark.
+
+    Args:
+        train, validation, test: its parts.
+        collate: examples -> a batch.
+        stand_ins: what is not the published data, for the table.
+    """
 
     train: Dataset
     validation: Dataset
     test: Dataset
     collate: Collate
+    stand_ins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import random
 import statistics
 from collections.abc import Iterator
@@ -89,13 +90,13 @@ def write_files(folder: Path, seed: int = 0, sizes: dict[str, int] | None = None
     stream = generate(seed, shortest, longest)
     for split, count in (sizes or SPLITS).items():
         path = folder / f"basic_{split}.tsv"
-        temporary = path.with_suffix(".part")
+        temporary = path.with_suffix(f".{os.getpid()}.part")
         with temporary.open("w", encoding="utf-8", newline="") as file:
             file.write("Source\tTarget\n")
             for _ in range(count):
                 words, value = next(stream)
                 file.write(f"{' '.join(words)}\t{value}\n")
-        temporary.rename(path)
+        temporary.replace(path)
 
 
 def read_file(path: Path, length: int) -> tuple[list[torch.Tensor], torch.Tensor]:

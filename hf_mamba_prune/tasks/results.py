@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ class Result:
         nonzero: weights of the whole model that are not zero.
         train_seconds: of its training, or of its pruning and recovery.
         test_seconds: of running the test part.
+        stand_ins: what was not the published data.
     """
 
     task: str
@@ -44,6 +46,7 @@ class Result:
     nonzero: int
     train_seconds: float
     test_seconds: float
+    stand_ins: tuple[str, ...] = ()
 
     def save(self, path: Path) -> None:
         """Write it, all of it or nothing."""
@@ -57,16 +60,17 @@ class Result:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a text file under a temporary name, then rename it."""
-    temporary = path.with_suffix(".part")
+    temporary = path.with_suffix(f".{os.getpid()}.part")  # another process may write the same
     temporary.write_text(text, encoding="utf-8")
-    temporary.rename(path)
+    temporary.replace(path)
 
 
 def table(task: Task, scale: Scale, results: list[Result]) -> str:
     """A markdown table: one row for each method and sparsity."""
     lines = [f"# {task.name}", ""]
-    if scale.reduced:
-        lines += [f"Smaller than published: {'; '.join(scale.reduced)}.", ""]
+    smaller = [*scale.reduced, *dict.fromkeys(note for result in results for note in result.stand_ins)]
+    if smaller:
+        lines += [f"Other than published: {'; '.join(smaller)}.", ""]
     head = [f"{name} (mean +- deviation)" for name in task.metrics]
     columns = ["method", "sparsity", "seeds", *head, "kept", "non-zero weights", "training, s", "test part, s"]
     lines += [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import csv
 from pathlib import Path
 
 import torch
@@ -21,8 +20,9 @@ def read_pairs(path: Path) -> list[tuple[int, bytes, bytes]]:
         ValueError: a row has other columns.
     """
     rows = []
-    with path.open(encoding="utf-8", newline="") as file:
-        for number, row in enumerate(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), 1):
+    with path.open(encoding="utf-8", newline="\n") as file:
+        for number, line in enumerate(file, 1):
+            row = line.rstrip("\r\n").split("\t")
             if len(row) != 5:
                 raise ValueError(
                     f"{path}, line {number}, has {len(row)} columns; expected label, id1, id2, text1, text2."
@@ -34,7 +34,11 @@ def read_pairs(path: Path) -> list[tuple[int, bytes, bytes]]:
 def _bytes(text: str) -> bytes:
     """A text; the published files hold Python's way to write bytes, `b'...'`."""
     if text[:2] in ("b'", 'b"'):
-        return ast.literal_eval(text)
+        try:
+            found = ast.literal_eval(text)
+        except (SyntaxError, ValueError):  # a text that only begins like one
+            return text.encode()
+        return found if isinstance(found, bytes) else text.encode()
     return text.encode()
 
 
@@ -68,7 +72,7 @@ RETRIEVAL = Task(
             dict(hidden_size=64, num_hidden_layers=2, state_size=16, time_step_rank=4),
             length=512, steps=1500, recover_steps=400, batch_size=16, learning_rate=2e-3,
             examples=24_000, evaluated=2000,
-            reduced=("512 bytes instead of 4,000", "24,000 pairs instead of 147,000"),
+            reduced=("512 bytes instead of 4,000", "24,000 pairs instead of 147,000, 2,000 of the test part"),
         ),
         "paper": Scale(
             dict(hidden_size=256, num_hidden_layers=6, state_size=16, time_step_rank=16),

@@ -68,6 +68,7 @@ def train(
 @torch.no_grad()
 def measure(model: PreTrainedModel, task: Task, splits: Splits, scale: Scale) -> tuple[dict[str, float], float]:
     """A model's metrics on the test part, and the seconds that this took."""
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     loader = torch.utils.data.DataLoader(splits.test, scale.batch_size, collate_fn=splits.collate)
     sums, started = dict.fromkeys((*task.metrics, "count"), 0.0), time.perf_counter()
     with use_native(model):

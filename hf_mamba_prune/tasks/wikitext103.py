@@ -9,7 +9,6 @@ from torch.utils.data import default_collate
 from transformers import AutoModelForCausalLM, AutoTokenizer, MambaConfig, MambaForCausalLM, PreTrainedModel
 
 from hf_mamba_prune.demo import MODEL
-from hf_mamba_prune.sequences import sample_sequences
 from hf_mamba_prune.tasks.base import Examples, Scale, Splits, Task
 from hf_mamba_prune.texts import read_text
 
@@ -19,6 +18,10 @@ TRAIN, VALIDATION, TEST = (
     ("wiki.test.raw",),
 )
 """Names of each part, the first that is there; `enwiki.txt.xz` stands in where the training part is not to be had."""
+_ALL = 1_000_000_000
+"""More characters than the training part has."""
+_ROWS = 10_000
+"""Rows that the tokenizer gets at once."""
 
 
 def _first(folder: Path, names: tuple[str, ...]) -> Path:
@@ -28,25 +31,38 @@ def _first(folder: Path, names: tuple[str, ...]) -> Path:
     raise FileNotFoundError(2, "no such file", str(folder / names[0]))
 
 
-def _windows(path: Path, tokenizer, length: int, limit: int | None) -> Examples:
-    """A text cut into windows that do not overlap, rows joined as everyone joins them who reports this perplexity."""
-    ids = torch.tensor(tokenizer(read_text(str(path), "test").joined(), verbose=False).input_ids)
-    rows = ids[: len(ids) // length * length].view(-1, length)
-    return _examples(rows if limit is None else rows[:limit])
+def _ids(path: Path, tokenizer) -> torch.Tensor:
+    """The tokens of a text, rows joined as everyone joins them who reports this perplexity; int32 (tokens,)."""
+    rows = read_text(str(path), "test", most_characters=_ALL).rows
+    pieces = ("\n\n".join(rows[i : i + _ROWS]) + "\n\n" * (i + _ROWS < len(rows)) for i in range(0, len(rows), _ROWS))
+    return torch.cat([torch.tensor(tokenizer(piece, verbose=False).input_ids, dtype=torch.int32) for piece in pieces])
 
 
-def _examples(rows: torch.Tensor) -> Examples:
-    return Examples(len(rows), lambda i: {"input_ids": rows[i], "labels": rows[i]})
+def _window(ids: torch.Tensor, start: int, length: int) -> dict[str, torch.Tensor]:
+    window = ids[start : start + length].long()
+    return {"input_ids": window, "labels": window}
+
+
+def _held(ids: torch.Tensor, length: int, limit: int | None) -> Examples:
+    """Windows that do not overlap."""
+    count = len(ids) // length
+    return Examples(count if limit is None else min(limit, count), lambda i: _window(ids, i * length, length))
+
+
+def _drawn(ids: torch.Tensor, length: int, count: int) -> Examples:
+    """As many windows as a training sees, at random places."""
+    starts = torch.randint(len(ids) - length, (count,), generator=torch.Generator().manual_seed(1))
+    return Examples(count, lambda i: _window(ids, int(starts[i]), length))
 
 
 def _read(folder: Path, scale: Scale) -> Splits:
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    validation, test = (_first(folder, names) for names in (VALIDATION, TEST))
+    train, validation, test = (_first(folder, names) for names in (TRAIN, VALIDATION, TEST))
+    held = [_held(_ids(path, tokenizer), scale.length, scale.evaluated) for path in (validation, test)]
     count = max(scale.steps, scale.recover_steps) * scale.batch_size
-    text = read_text(str(_first(folder, TRAIN)), "train")
-    train = sample_sequences(text, tokenizer, scale.examples or count, scale.length, 1)
-    held = (_windows(path, tokenizer, scale.length, scale.evaluated) for path in (validation, test))
-    return Splits(_examples(train), *held, default_collate)
+    stand_ins = ["a vocabulary of 4,096, so that perplexities of others are no measure"]
+    stand_ins += [] if train.name == TRAIN[0] else [f"trained on {train.name}, other Wikipedia articles"]
+    return Splits(_drawn(_ids(train, tokenizer), scale.length, count), *held, default_collate, tuple(stand_ins))
 
 
 def _build(scale: Scale) -> PreTrainedModel:

@@ -52,6 +52,7 @@ def attach(url: str, monkeypatch: pytest.MonkeyPatch, home: Path, token: str | N
     import datasets
     from huggingface_hub import HfFileSystem, constants, hf_api
     from huggingface_hub.utils import _http
+    from transformers.utils import hub
 
     changed = environment(url, home, token)
     for name in [name for name in os.environ if name not in changed]:
@@ -77,6 +78,7 @@ def attach(url: str, monkeypatch: pytest.MonkeyPatch, home: Path, token: str | N
     for function in (_http.http_backoff, _http.http_stream_backoff.__wrapped__):
         monkeypatch.setitem(function.__kwdefaults__, "base_wait_time", 0.01)
         monkeypatch.setitem(function.__kwdefaults__, "max_wait_time", 0.01)
+    monkeypatch.setattr(hub, "_hf_api", None)  # transformers keeps a client with the address of its first use
     attach_datasets(url, monkeypatch, home, datasets.config)
     HfFileSystem.clear_instance_cache()
     _http.close_session()
