@@ -186,6 +186,12 @@ def test_a_failure_keeps_the_result_and_says_how_to_go_on(place, local_hub, caps
     assert len(titles(local_hub)) == 2
 
 
+def test_a_slow_answer_is_waited_for(place, local_hub):
+    slow = local_hub.fail("POST", "/commit/", delay=1.5)
+    assert run(*PRUNE, "--push", "--quiet") == 0
+    assert slow.hits == 1 and len(titles(local_hub)) == 2
+
+
 def test_the_command_to_repeat_is_one_that_can_be_pasted(place, local_hub, capsys):
     assert run(*PRUNE, "--quiet") == 0
     Path("out").rename("my out")
