@@ -179,11 +179,12 @@ def _training(recovery: RecoveryChoice | None) -> tuple[int, int, bool]:
 @app.command()
 @grouped
 def evaluate(model: g.ModelOptions, texts: g.TextOptions, tasks: g.TaskOptions, shown: g.OutputOptions) -> None:
-    """Measure perplexity, bits per byte, zero-shot tasks and speed of a model, pruned or not."""
+    """Measure perplexity, bits per byte and speed of a model, pruned or not; or zero-shot tasks, or both."""
     with open_console(shown.quiet, shown.as_json) as console:
         choice = model.choice()
         choice.check()
-        evaluation = texts.choice(tasks=tasks.choice()).read()
+        only_tasks = tasks.tasks is not None and not texts.evaluation
+        evaluation = texts.choice(only_tasks, tasks.choice()).read()
         with choice.open() as loaded:
             metrics = evaluation.run(loaded.model, loaded.tokenizer)
             asked = evaluation.tasks.run(loaded.model, loaded.tokenizer)

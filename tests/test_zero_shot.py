@@ -88,6 +88,12 @@ def test_they_stand_in_the_report_and_in_the_card(files):
     assert "| words | perplexity |" in card and "measured on words, choices" in card
 
 
+def test_tasks_alone_need_no_text(files, capsys):
+    assert run("evaluate", "model", "--tasks", "words.jsonl") == 0
+    shown = capsys.readouterr().out
+    assert "Zero-shot tasks" in shown and "words" in shown and "bits per byte" not in shown
+
+
 def test_a_packed_model_is_asked_too(files, capsys):
     assert run("pack", "model", "--quiet") == 0
     for model in ("model", "model/packed"):
