@@ -5,6 +5,8 @@ from __future__ import annotations
 from hf_mamba_prune.analysis import Analysis, analyze
 from hf_mamba_prune.architectures import ARCHITECTURES, Target, find_targets
 from hf_mamba_prune.calibration import calibrate
+from hf_mamba_prune.card import render_card
+from hf_mamba_prune.cloud import HubJob
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.evaluation import Evaluation
 from hf_mamba_prune.heads import (
@@ -14,12 +16,16 @@ from hf_mamba_prune.heads import (
     MambaForSequenceClassification,
 )
 from hf_mamba_prune.heads import register_heads as _register_heads
-from hf_mamba_prune.job import EvaluationChoice, ModelChoice, PruningJob
-from hf_mamba_prune.loading import load_model
+from hf_mamba_prune.hub import PushChoice, push_folder
+from hf_mamba_prune.job import EvaluationChoice, ModelChoice, PruningJob, RecoveryChoice
+from hf_mamba_prune.loading import load_model, load_skeleton
 from hf_mamba_prune.native import use_native
 from hf_mamba_prune.origin import Origin
 from hf_mamba_prune.packed import register as _register_packed_models
+from hf_mamba_prune.plan import Plan, make_plan
+from hf_mamba_prune.progress import Progress, follow
 from hf_mamba_prune.pruning import prune
+from hf_mamba_prune.recipes import RECIPES, Recipe
 from hf_mamba_prune.recovery import Recovery
 from hf_mamba_prune.report import PruningReport
 from hf_mamba_prune.scores import SCORES, Score
@@ -28,31 +34,43 @@ from hf_mamba_prune.trainer import PruningCallback, PruningTrainer
 
 __all__ = [
     "ARCHITECTURES",
+    "RECIPES",
     "SCORES",
     "Analysis",
     "Evaluation",
     "EvaluationChoice",
+    "HubJob",
     "Mamba2ForPrediction",
     "Mamba2ForSequenceClassification",
     "MambaForPrediction",
     "MambaForSequenceClassification",
     "ModelChoice",
     "Origin",
+    "Plan",
+    "Progress",
     "PruningCallback",
     "PruningConfig",
     "PruningJob",
     "PruningReport",
     "PruningTrainer",
+    "PushChoice",
+    "Recipe",
     "Recovery",
+    "RecoveryChoice",
     "Score",
     "Target",
     "TextSource",
     "analyze",
     "calibrate",
     "find_targets",
+    "follow",
     "load_model",
+    "load_skeleton",
+    "make_plan",
     "prune",
+    "push_folder",
     "read_text",
+    "render_card",
     "use_native",
 ]
 

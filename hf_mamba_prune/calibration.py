@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hf_mamba_prune.architectures import Tap, Target
-from hf_mamba_prune.progress import track
+from hf_mamba_prune.progress import tell, track
 
 
 class Need(Enum):
@@ -107,20 +107,26 @@ def calibrate(
         if gradient_needs:
             stack.enter_context(_gradient_hooks(model, targets, statistics, gradient_needs))
         stack.enter_context(torch.set_grad_enabled(bool(gradient_needs)))
-        for batch in track(sequences.split(step), "calibrate", "batch"):
+        losses = [
             _run(model, batch.to(model.device), bool(gradient_needs))
+            for batch in track(sequences.split(step), "calibrate", "batch")
+        ]
+    if gradient_needs:
+        tell("calibrate", len(losses), len(losses), loss=sum(losses) / len(losses))
     _refuse_unseen(targets, statistics, needs)
     return dict(statistics)
 
 
-def _run(model: nn.Module, batch: torch.Tensor, backward: bool) -> None:
+def _run(model: nn.Module, batch: torch.Tensor, backward: bool) -> float | None:
+    """One pass; with its gradients, the loss."""
     logits = model(input_ids=batch, use_cache=False).logits
     if not backward:
-        return
+        return None
     loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), batch[:, 1:].flatten())
     if not torch.isfinite(loss):
         raise RuntimeError(f"the calibration loss is {loss.item()}: the model gives no finite predictions.")
     loss.backward()
+    return float(loss.detach())
 
 
 def _refuse_unseen(targets: Sequence[Target], statistics: Statistics, needs: frozenset[Need]) -> None:

@@ -53,8 +53,42 @@ class HubJob:
             raise ValueError(closest("flavor", self.flavor, tuple(machines)))
         return machines[self.flavor]
 
+    def price(self) -> str:
+        """What it would cost, as a sentence.
+
+        Raises:
+            ValueError: an unknown flavor.
+            RuntimeError: the Hub refuses.
+        """
+        machine = self.machine()
+        price = machine.unit_cost_usd / _HOURS.get(machine.unit_label, 1.0)
+        return (
+            f"On {machine.pretty_name} ({machine.cpu}, {machine.ram}): ${price:.2f} an hour, stopped after "
+            f"{self.hours:g} hours, so ${price * self.hours:.2f} at most."
+        )
+
+    def start(self) -> JobInfo:
+        """Start it. The token travels as a secret.
+
+        Raises:
+            RuntimeError: not logged in, or the Hub refuses.
+        """
+        token = get_token()
+        if token is None:
+            raise RuntimeError("you are not logged in to the Hub: run `hf auth login`, or set HF_TOKEN.")
+        with hub_errors("the job"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".* is experimental", UserWarning)
+            return HfApi().run_uv_job(
+                "hf-mamba-prune",
+                script_args=list(self.arguments),
+                dependencies=[_requirement(self.extras)],
+                flavor=self.flavor,
+                timeout=round(self.hours * 3600),
+                secrets={"HF_TOKEN": token},
+            )
+
     def run(self, show: Callable[[str], None]) -> JobInfo:
-        """Start it and follow its log to the end. The token travels as a secret.
+        """Start it and follow its log to the end.
 
         Args:
             show: takes each line, first the price and the limits.
@@ -63,27 +97,12 @@ class HubJob:
             ValueError: an unknown flavor.
             RuntimeError: the Hub refuses, or the job fails.
         """
-        machine = self.machine()
-        price = machine.unit_cost_usd / _HOURS.get(machine.unit_label, 1.0)
-        show(
-            f"On {machine.pretty_name} ({machine.cpu}, {machine.ram}): ${price:.2f} an hour, stopped after "
-            f"{self.hours:g} hours, so ${price * self.hours:.2f} at most."
-        )
-        token = get_token()
-        if token is None:
-            raise RuntimeError("you are not logged in to the Hub: run `hf auth login`, or set HF_TOKEN.")
+        show(self.price())
+        job = self.start()
+        show(f"Started {job.url}; it goes on when this command is interrupted.")
         api = HfApi()
         with hub_errors("the job"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".* is experimental", UserWarning)
-            job = api.run_uv_job(
-                "hf-mamba-prune",
-                script_args=list(self.arguments),
-                dependencies=[_requirement(self.extras)],
-                flavor=self.flavor,
-                timeout=round(self.hours * 3600),
-                secrets={"HF_TOKEN": token},
-            )
-            show(f"Started {job.url}; it goes on when this command is interrupted.")
             for line in api.fetch_job_logs(job_id=job.id, namespace=job.owner.name, follow=True):
                 show(line)
             done = api.wait_for_job(job.id, namespace=job.owner.name)

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_mamba_prune.calibration import evaluation_mode
 from hf_mamba_prune.metrics import BitsPerByte, Perplexity
-from hf_mamba_prune.progress import track
+from hf_mamba_prune.progress import tell, track
 from hf_mamba_prune.report import LanguageMetrics
 from hf_mamba_prune.texts import TextSource
 from hf_mamba_prune.zero_shot import ZeroShot
@@ -77,7 +77,7 @@ class Evaluation:
         seconds = time.perf_counter() - started
         counts = [stop - max(first, 1 + start) for start, stop, first in spans]
         share = spans[-1][1] / len(ids)
-        return LanguageMetrics(
+        metrics = LanguageMetrics(
             text=source.name,
             perplexity=_compute(Perplexity, losses, counts, "perplexity"),
             bits_per_byte=_compute(BitsPerByte, losses, _units(source_bytes(source), share, losses), "bits_per_byte"),
@@ -88,6 +88,8 @@ class Evaluation:
             dtype=str(model.dtype).removeprefix("torch."),
             tokens_per_second=spans[-1][1] / seconds,
         )
+        tell("evaluate", perplexity=metrics.perplexity)
+        return metrics
 
 
 def source_bytes(source: TextSource) -> int:

@@ -12,6 +12,7 @@ from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.hub import PushChoice
 from hf_mamba_prune.job import EvaluationChoice, ModelChoice, RecoveryChoice
 from hf_mamba_prune.options import DEFAULT
+from hf_mamba_prune.recipes import find_recipe
 from hf_mamba_prune.zero_shot import ZeroShot
 
 
@@ -102,11 +103,11 @@ class PruningOptions:
         Raises:
             ValueError: a number out of range, an unknown name, or options that exclude each other.
         """
-        paper = self.recipe == "paper"
+        recipe = find_recipe(self.recipe).config
         return PruningConfig(
             sparsity=self.sparsity,
             pattern=self.pattern,
-            score=self.score or ("gradient-magnitude" if paper else DEFAULT.score),
+            score=self.score or recipe.get("score", DEFAULT.score),
             allocation=self.allocation,
             alpha=self.alpha,
             gradient=self.gradient,
@@ -115,7 +116,7 @@ class PruningOptions:
             component_sparsity=o.parse_shares(self.component_sparsity),
             schedule=self.schedule,
             steps=self.steps,
-            reconstruct=not paper and not self.no_reconstruct,
+            reconstruct=recipe.get("reconstruct", True) and not self.no_reconstruct,
             damping=self.damping,
             calibration_samples=data.calibration_samples,
             calibration_length=data.calibration_length,
@@ -139,7 +140,7 @@ class RecoveryOptions:
         Raises:
             ValueError: an unknown recipe, or one without the training that it needs.
         """
-        training = o.parse_recipe(recipe, self.recover_steps)
+        training = find_recipe(recipe).trained(self.recover_steps)
         return training and RecoveryChoice(
             text=self.recover_dataset,
             column=column,

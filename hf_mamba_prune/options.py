@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hf_mamba_prune.config import ALLOCATION_NAMES, GRADIENT_NAMES, SCORE_NAMES, PruningConfig, closest
+from hf_mamba_prune.config import ALLOCATION_NAMES, GRADIENT_NAMES, SCORE_NAMES, PruningConfig
 from hf_mamba_prune.environment import versions
 from hf_mamba_prune.schedules import SCHEDULES
 
@@ -208,29 +208,6 @@ AnalysisOutput = Annotated[
     Path | None,
     _option(OUTPUT, "--output", "-o", help="Folder to write. Default: <model>-analysis here.", show_default=False),
 ]
-
-
-RECIPES: dict[str, dict[str, object]] = {
-    "quick": {"steps": 0},
-    "standard": {"steps": 500, "distill": True},
-    "paper": {"steps": 500, "distill": False, "gradual": True},
-}
-"""How each recipe trains."""
-
-
-def parse_recipe(recipe: str, steps: int | None) -> dict[str, object] | None:
-    """A recipe's name and the steps asked for -> arguments of `job.RecoveryChoice`, None without training.
-
-    Raises:
-        ValueError: an unknown recipe, or a paper's without training.
-    """
-    if recipe not in RECIPES:
-        raise ValueError(closest("recipe", recipe, tuple(RECIPES)))
-    values = RECIPES[recipe] | ({} if steps is None else {"steps": steps})
-    least = 1 if recipe == "paper" else 0
-    if values["steps"] < least:
-        raise ValueError(f"--recover-steps is {steps}; recipe {recipe!r} needs at least {least}.")
-    return values if values["steps"] else None
 
 
 def parse_numbers(option: str, given: str) -> tuple[float, ...]:

@@ -22,6 +22,7 @@ from hf_mamba_prune.evaluation import Evaluation
 from hf_mamba_prune.gradual import GradualPruner
 from hf_mamba_prune.masking import apply_masks, plan_masks
 from hf_mamba_prune.origin import Origin, model_facts
+from hf_mamba_prune.progress import tell
 from hf_mamba_prune.recovery import Recovery, recover, training_tokens
 from hf_mamba_prune.repair import repair
 from hf_mamba_prune.report import CalibrationFacts, PruningReport, RecoveryFacts, RepairFacts
@@ -152,6 +153,7 @@ def _prune_in_steps(
         if config.reconstruct:
             with meter.step("reconstruct"):
                 repairs = repair(MemoryBlocks(model), targets, mask_of, dense, seen, config.damping)
+        tell("prune", step, config.steps, sparsity=sparsity)
         del statistics, mask_of  # or the next step would gather its own beside them
     return budget, repairs
 

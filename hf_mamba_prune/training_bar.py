@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import TrainerCallback
 
-from hf_mamba_prune.progress import track
+from hf_mamba_prune.progress import tell, track
 
 
 class TrainingBar(TrainerCallback):
@@ -22,10 +22,13 @@ class TrainingBar(TrainerCallback):
 
     def on_step_end(self, args, state, control, **rest) -> None:
         self._bar.update()
+        tell(self._what, state.global_step, state.max_steps)
 
     def on_log(self, args, state, control, logs=None, **rest) -> None:
         if logs is not None and "loss" in logs:
             self._bar.set_postfix(loss=f"{logs['loss']:.3f}")
+            heard = {name: logs[name] for name in ("loss", "sparsity") if name in logs}
+            tell(self._what, state.global_step, state.max_steps, **heard)
 
     def on_train_end(self, args, state, control, **rest) -> None:
         self._bar.close()

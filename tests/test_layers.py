@@ -15,7 +15,7 @@ PACKAGE = Path(hf_mamba_prune.__file__).parent
 NAME = "hf_mamba_prune"
 
 LAYERS = {
-    1: "config schedules report progress demo",
+    1: "config schedules report progress recipes demo",
     2: "architectures",
     3: "scores masks slots divisions allocation selection reconstruction distributed calibration native",
     4: """

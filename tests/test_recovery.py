@@ -119,8 +119,8 @@ def test_what_takes_too_long_is_refused_with_the_flag_that_helps(tmp_path, mamba
     ("options", "message"),
     [
         (["--recipe", "standart"], "unknown recipe 'standart'. Did you mean 'standard'"),
-        (["--recipe", "paper", "--recover-steps", "0"], "recipe 'paper' needs at least 1"),
-        (["--recover-steps", "-3"], "recipe 'quick' needs at least 0"),
+        (["--recipe", "paper", "--recover-steps", "0"], "recipe needs at least 1"),
+        (["--recover-steps", "-3"], "recipe needs at least 0"),
     ],
 )
 def test_wrong_recipes_are_refused(capsys, options, message):

@@ -74,7 +74,7 @@ IMAGE = Task(
     {
         "small": Scale(
             dict(hidden_size=64, num_hidden_layers=3, state_size=16, time_step_rank=4),
-            length=256, steps=4000, recover_steps=1200, batch_size=32, learning_rate=2e-3, evaluated=4000,
+            length=256, steps=2400, recover_steps=300, batch_size=32, learning_rate=2e-3, evaluated=4000,
             reduced=("16 x 16 pixels instead of 32 x 32", "4,000 of the test images"),
         ),
         "paper": Scale(
