@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SPACE := .venv-space
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-slow lint format clean
+.PHONY: setup demo test test-slow space test-space lint format clean
 
 $(READY): pyproject.toml constraints.txt hf_mamba_prune/native/CMakeLists.txt $(wildcard hf_mamba_prune/native/src/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -22,6 +23,14 @@ test: lint
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
 
+$(SPACE)/.ready: pyproject.toml constraints.txt space_app/requirements.txt hf_mamba_prune/native/CMakeLists.txt
+	test -x $(SPACE)/bin/python || $(PYTHON) -m venv $(SPACE)
+	$(SPACE)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt --editable . -r space_app/requirements.txt
+	touch $(SPACE)/.ready
+
+space: $(SPACE)/.ready
+	$(SPACE)/bin/python space_app/app.py
+
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -31,4 +40,4 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) build
+	rm -rf $(VENV) $(SPACE) build
