@@ -72,12 +72,21 @@ def measure_apart(name: str, folder: Path, new_tokens: int) -> SpeedFacts:
     Raises:
         RuntimeError: the process died.
     """
-    context = multiprocessing.get_context("spawn")
+    context = _processes()
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
             return pool.submit(measure, name, folder, new_tokens, torch.get_num_threads()).result()
         except BrokenProcessPool as error:
             raise RuntimeError(f"the process that measured {folder} ({name}) died: is there enough memory?") from error
+
+
+def _processes() -> multiprocessing.context.BaseContext:
+    """Fresh processes; where the system has it, forked from one that has imported this module once for all."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import gradio as gr
 import views
 from endpoints import visitor_of
 from inspection import inspect
-from jobs import CANCELLED, DONE, RUNNING, Job, Service
+from jobs import CANCELLED, DONE, RUNNING, WAITING, Job, Service
 from orders import Order, Refusal, refuse_tokens
 from worker import generate, launch, price, prune, push
 
@@ -37,7 +37,7 @@ class Handlers:
 
     def prune(self, *values: object, request: gr.Request) -> Iterator[tuple]:
         """Prune, with the progress as it goes; then the result."""
-        hold, done = (gr.Button(interactive=False), gr.Button(interactive=True)), gr.Column(visible=False)
+        hold = (gr.Button(interactive=False), gr.Button(interactive=True))
         free = (gr.Button(interactive=True), gr.Button(interactive=False))
         try:
             order = Order(*values)
@@ -48,20 +48,22 @@ class Handlers:
             self._forget(visitor.session)
             job = self._service.submit(visitor, prune, order)
         except Refusal as refusal:
-            yield views.notice(str(refusal), "bad"), *free, done, "", "", "", ""
+            yield views.notice(str(refusal), "bad"), *free, *_hidden()
             return
         for _ in _until_over(job):
-            yield views.progress(job, self._service.position(job)), *hold, done, "", "", "", ""
+            yield views.progress(job, self._service.position(job)), *hold, *_hidden()
         if job.state != DONE:
             kind = "" if job.state == CANCELLED else "bad"
-            yield views.notice(job.error or "The job ended.", kind), *free, done, "", "", "", ""
+            yield views.notice(job.error or "The job ended.", kind), *free, *_hidden()
             return
-        report = PruningReport.from_dict(job.result)
-        card = render_card(report, order.name).split("---\n", 2)[2]
-        yield (
-            views.notice("Done.", "good"), *free, gr.Column(visible=True), views.result(report, job),
-            views.heat_map(report), views.download(job), re.sub(r"!\[[^]]*\]\([^)]*\)\n*", "", card),
-        )  # fmt: skip
+        yield views.notice("Done.", "good"), *free, *_shown_result(job)
+
+    def restore(self, kept: str, request: gr.Request) -> tuple:
+        """The result of a visitor who has loaded the page again."""
+        job = self._service.adopt(kept, visitor_of(request)) if kept else None
+        if job is None:
+            return "", *_hidden()
+        return views.notice("This is your last result.", "good"), *_shown_result(job)
 
     def _forget(self, session: str) -> None:
         """A visitor's older result makes room for the new one."""
@@ -88,13 +90,15 @@ class Handlers:
                 raise Refusal("Write at least one word for them to go on from.")
             result = self._result(request)
             arguments = result.arguments[0], result.folder / "model", prompt[:500], int(min(max(tokens, 1), 128))
-            job = self._service.submit(visitor_of(request), generate, *arguments, bool(sampled), heavy=False)
+            job = self._service.submit(visitor_of(request), generate, *arguments, bool(sampled), first=True)
         except Refusal as refusal:
             yield "", str(refusal), "", ""
             return
         for _ in _until_over(job):
-            for _, (name, text, rate) in job.messages[-200:]:
+            for _, (name, text, rate) in list(job.messages):
                 shown[name] = views.written(name, text, rate)
+            if job.state == WAITING:
+                shown["dense"] = "", "Waiting for the pruning before you ..."
             yield *shown["dense"], *shown["packed"]
         for _, (name, text, rate) in job.messages:
             shown[name] = views.written(name, text, rate)
@@ -155,6 +159,19 @@ class Handlers:
             yield views.notice(str(refusal), "bad")
             return
         yield from _shown(job, waiting, "Started:" if work is launch else "")
+
+
+def _shown_result(job: Job) -> tuple:
+    """The parts of a result, and its id for the visitor's browser."""
+    report = PruningReport.from_dict(job.result)
+    card = render_card(report, job.arguments[0].name).split("---\n", 2)[2]
+    text = re.sub(r"!\[[^]]*\]\([^)]*\)\n*", "", card)  # its pictures lie in the folder
+    parts = views.result(report, job), views.heat_map(report), views.download(job), text
+    return gr.Column(visible=True), *parts, job.id
+
+
+def _hidden() -> tuple:
+    return gr.Column(visible=False), "", "", "", "", ""
 
 
 def _shown(job: Job, waiting: str, done: str) -> Iterator[str]:

@@ -50,6 +50,7 @@ class Job:
         result: what the work gave back.
         error: one sentence.
         started, ended: seconds of the monotonic clock.
+        left: when its visitor went away; 0: still there.
     """
 
     visitor: Visitor
@@ -65,6 +66,7 @@ class Job:
     error: str | None = None
     started: float = 0.0
     ended: float = 0.0
+    left: float = 0.0
     process: object = field(default=None, repr=False)
     changed: threading.Condition = field(default_factory=threading.Condition, repr=False)
 
@@ -123,6 +125,7 @@ class Service:
         *arguments: object,
         secret: str | None = None,
         heavy: bool = True,
+        first: bool = False,
     ) -> Job:
         """Put a job into the queue.
 
@@ -130,7 +133,9 @@ class Service:
             visitor: whose it is.
             work: a function of `worker`; it gets the job's folder, a function that sends messages, and `arguments`.
             secret: the visitor's access token, for the process of this job only.
-            heavy: stands in the queue of prunings.
+            heavy: takes the processor, so that it stands in the queue of prunings: what runs at the same time would
+                wait for the other at every barrier, and be timed wrongly.
+            first: goes to the head of the queue, because it takes a moment only.
 
         Raises:
             Refusal: the queue is full, the visitor has one already, or the disk is full.
@@ -141,7 +146,7 @@ class Service:
             job.folder = self.folder / "jobs" / job.id
             job.folder.mkdir(mode=0o700)
             self.jobs[job.id] = job
-            self._queues[heavy].append(job)
+            (self._queues[heavy].appendleft if first else self._queues[heavy].append)(job)
             self._lock.notify_all()
         return job
 
@@ -186,10 +191,18 @@ class Service:
         _kill(job)
 
     def leave(self, session: str) -> None:
-        """A visitor has gone: stop and remove what was theirs."""
+        """A visitor has gone: stop what runs; a result waits a little, in case they come back."""
         for job in [job for job in self.jobs.values() if job.visitor.session == session]:
             self.cancel(job)
-            self.remove(job)
+            job.left = time.monotonic()
+
+    def adopt(self, id: str, visitor: Visitor) -> Job | None:
+        """Give a finished job to a visitor who has come back with its id, after signing in or loading again."""
+        job = self.find(id)
+        if job is None or job.state != DONE:
+            return None
+        job.visitor, job.left = visitor, 0.0
+        return job
 
     def close(self) -> None:
         """Stop everything and remove all files."""
@@ -265,7 +278,8 @@ class Service:
         """Remove results that are too old, and downloads when they are too many and nothing runs."""
         now = time.monotonic()
         for job in list(self.jobs.values()):
-            if job.over and now - job.ended > 60 * self.limits.keep_minutes:
+            old = job.over and now - job.ended > 60 * self.limits.keep_minutes
+            if old or (job.left and now - job.left > 60 * self.limits.left_minutes):
                 self.remove(job)
         downloads = self.folder / "hub"
         with self._lock:

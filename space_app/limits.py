@@ -19,6 +19,7 @@ class Limits:
         memory_gb: of one job.
         disk_gb: of all results and downloads together.
         keep_minutes: how long a result can be fetched.
+        left_minutes: how long it waits for a visitor who has closed the page, or went to sign in.
         download_gb: of a model's weights.
     """
 
@@ -30,6 +31,7 @@ class Limits:
     memory_gb: float = 8
     disk_gb: float = 20
     keep_minutes: float = 30
+    left_minutes: float = 3
     download_gb: float = 4
 
     @classmethod

@@ -60,9 +60,12 @@ def build(service: Service) -> gr.Blocks:
     """The whole app."""
     handle, programs = Handlers(service), Endpoints(service)
     with gr.Blocks(title=TITLE, delete_cache=(60, 600), analytics_enabled=False) as page:
-        gr.HTML(HEADER)
+        with gr.Row(elem_classes="head"):
+            gr.HTML(HEADER)
+            if can_sign_in():
+                gr.LoginButton("Sign in with Hugging Face", scale=0, min_width=220, elem_id="login")
         with gr.Tab("Prune"):
-            _prune_tab(handle)
+            _prune_tab(page, handle)
         with gr.Tab("Gallery"):
             _gallery_tab()
         with gr.Tab("About"):
@@ -73,7 +76,7 @@ def build(service: Service) -> gr.Blocks:
     return page.queue(max_size=64, default_concurrency_limit=None)
 
 
-def _prune_tab(handle: Handlers) -> None:
+def _prune_tab(page: gr.Blocks, handle: Handlers) -> None:
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
             model = gr.Dropdown(
@@ -113,15 +116,13 @@ def _prune_tab(handle: Handlers) -> None:
     quiet = dict(show_progress="hidden", api_visibility="private")
     for part in order[:3] + [samples]:
         part.change(handle.inspect, order, [facts, start], trigger_mode="always_last", **quiet)
-    start.click(
-        handle.prune,
-        order,
-        [progress, start, cancel, shown, table, heat, download, card],
-        trigger_mode="once",
-        **quiet,
-    )
+    kept = gr.BrowserState("", storage_key="hf-mamba-prune-result")
+    result = [shown, table, heat, download, card, kept]
+    start.click(handle.prune, order, [progress, start, cancel, *result], trigger_mode="once", **quiet)
     cancel.click(handle.cancel, None, None, **quiet)
-    gr.on(None, handle.inspect, order, [facts, start], js=SETUP, **quiet)
+    page.load(handle.inspect, order, [facts, start], **quiet)
+    page.load(handle.restore, kept, [progress, *result], **quiet)
+    page.load(None, js=SETUP)
 
 
 def _writing_tab(handle: Handlers) -> None:
@@ -144,7 +145,6 @@ def _push_tab(handle: Handlers) -> None:
     if not can_sign_in():
         gr.Markdown("Signing in works in a Space, or here with `HF_TOKEN` set.")
         return
-    gr.LoginButton("Sign in with Hugging Face")
     with gr.Row():
         name = gr.Textbox(label="Repository", placeholder="name, on your account", max_length=96, scale=3)
         private = gr.Checkbox(True, label="Private", scale=1)
@@ -191,6 +191,13 @@ def launch(service: Service, routes: list) -> None:
     """Serve the page until the process is told to end."""
     theme = gr.themes.Base(
         primary_hue="teal", neutral_hue="slate", font=FONTS, font_mono=["ui-monospace", "monospace"]
+    ).set(
+        button_primary_background_fill="#0f766e",
+        button_primary_background_fill_dark="#0f766e",
+        button_primary_background_fill_hover="#115e59",
+        button_primary_background_fill_hover_dark="#115e59",
+        block_info_text_color="*neutral_500",
+        block_info_text_color_dark="*neutral_300",
     )
     build(service).launch(
         server_name=os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0"),
