@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import psutil
@@ -72,8 +75,7 @@ def measure_apart(name: str, folder: Path, new_tokens: int) -> SpeedFacts:
     Raises:
         RuntimeError: the process died.
     """
-    context = _processes()
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
+    with ProcessPoolExecutor(1, mp_context=_processes(), initializer=_end_with_parent) as pool:
         try:
             return pool.submit(measure, name, folder, new_tokens, torch.get_num_threads()).result()
         except BrokenProcessPool as error:
@@ -87,6 +89,16 @@ def _processes() -> multiprocessing.context.BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     return context
+
+
+def _end_with_parent() -> None:
+    """Let this process end when the one that asked for it is killed: it would hold its memory for ever."""
+
+    def watch() -> None:
+        wait([multiprocessing.parent_process().sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import httpx2
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from limits import Limits
-from orders import BUNDLED, Order, Refusal, source_of
+from orders import BUNDLED, Order, Refusal, sentence, source_of
 
 from hf_mamba_prune import load_skeleton, make_plan
 
@@ -65,7 +65,7 @@ def inspect(order: Order, limits: Limits) -> Facts:
         training = (recovery.steps * TRAINING_TOKENS, TRAINING_TOKENS, recovery.distill) if recovery else (0, 0, False)
         plan = make_plan(skeleton, order.config(), *training)
     except (ValueError, RuntimeError, TypeError, KeyError, OSError) as error:
-        raise Refusal(_without_id(error, order.model)) from error
+        raise Refusal(sentence(error, order.model)) from error
     config = skeleton.config
     return Facts(
         order=order,
@@ -134,9 +134,3 @@ def _answer(error: HfHubHTTPError) -> str:
     if status == 429:
         return "The Hub has had too many requests from here: try again in a few minutes."
     return f"The Hub answered {status}: try again in a minute."
-
-
-def _without_id(error: BaseException, model: str) -> str:
-    """An error of the package for the visitor, without folders of this machine."""
-    text = " ".join(str(error).split()).replace(source_of(model), model) or type(error).__name__
-    return text[:1].upper() + text[1:400]

@@ -21,7 +21,7 @@ from orders import Refusal
 
 WAITING, RUNNING, DONE, FAILED, CANCELLED = "waiting", "running", "done", "failed", "cancelled"
 PROCESSES = get_context("forkserver")
-PROCESSES.set_forkserver_preload(["worker"])
+PROCESSES.set_forkserver_preload(["hf_mamba_prune"])  # its seconds of importing are spent once
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,12 @@ class Limits:
     waiting: int = 8
     per_visitor: int = 1
     per_address: int = 4
-    minutes: float = 20
-    memory_gb: float = 8
-    disk_gb: float = 20
-    keep_minutes: float = 30
-    left_minutes: float = 3
-    download_gb: float = 4
+    minutes: float = 20.0
+    memory_gb: float = 8.0
+    disk_gb: float = 20.0
+    keep_minutes: float = 30.0
+    left_minutes: float = 3.0
+    download_gb: float = 4.0
 
     @classmethod
     def from_environment(cls) -> Limits:

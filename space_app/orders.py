@@ -59,6 +59,13 @@ def check_id(text: str) -> str:
     return text
 
 
+def sentence(error: BaseException, model: str, folder: str = "\n") -> str:
+    """An error of the package for the visitor, without folders of this machine."""
+    text = str(error).replace(str(demo.MODEL), BUNDLED).replace(folder, "the job")
+    text = " ".join(text.split()) or type(error).__name__
+    return (text if text.startswith(model) else text[:1].upper() + text[1:])[:600]
+
+
 def source_of(model: str) -> str:
     """What the package loads: a Hub id, or the folder of the bundled model."""
     return str(demo.MODEL) if model == BUNDLED else model

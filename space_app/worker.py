@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
-from orders import BUNDLED, Order, source_of
+from orders import BUNDLED, Order, sentence, source_of
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
@@ -62,14 +62,10 @@ def _bound_memory(memory: int) -> None:
 
 def _sentence(error: Exception, folder: Path, arguments: tuple) -> str:
     """An error for the visitor, without folders of this machine."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    if "allocate memory" in text or "bad_alloc" in text:
-        return "There was not enough memory for this model."
-    text = text.replace(str(folder / RESULT), "the result").replace(str(folder), "the job")
-    for order in arguments:
-        if isinstance(order, Order):
-            text = text.replace(source_of(order.model), order.model)
-    return text[:1].upper() + text[1:600]
+    model = next((order.model for order in arguments if isinstance(order, Order)), BUNDLED)
+    text = sentence(error, model, str(folder))
+    short = "allocate memory" in text or "bad_alloc" in text
+    return "There was not enough memory for this model." if short else text
 
 
 def prune(folder: Path, say: Say, order: Order) -> dict:
