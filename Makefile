@@ -31,6 +31,10 @@ $(SPACE)/.ready: pyproject.toml constraints.txt space_app/requirements.txt hf_ma
 space: $(SPACE)/.ready
 	$(SPACE)/bin/python space_app/app.py
 
+test-space: $(SPACE)/.ready
+	$(SPACE)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt "pytest>=8.2" "playwright>=1.50"
+	$(SPACE)/bin/python -m pytest tests/space
+
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

@@ -23,6 +23,7 @@ TEXTS = {"bundled Wikipedia": str(demo.CALIBRATION), "WikiText-103": "wikitext"}
 STEPS = 120
 """Of a training here: a few minutes of a small model."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+_FOLDER = re.compile(r"(?<![\w:/])(?:/[\w.@%+~-]+){2,}/?")
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{16,}")
 
 
@@ -59,9 +60,9 @@ def check_id(text: str) -> str:
     return text
 
 
-def sentence(error: BaseException, model: str, folder: str = "\n") -> str:
+def sentence(error: BaseException, model: str) -> str:
     """An error of the package for the visitor, without folders of this machine."""
-    text = str(error).replace(str(demo.MODEL), BUNDLED).replace(folder, "the job")
+    text = _FOLDER.sub("its folder", str(error).replace(str(demo.MODEL), BUNDLED))
     text = " ".join(text.split()) or type(error).__name__
     return (text if text.startswith(model) else text[:1].upper() + text[1:])[:600]
 

@@ -52,7 +52,7 @@ SETUP = """() => {
 
 
 def can_sign_in() -> bool:
-    """In a Space, or where the developer's own token stands in."""
+    """In a Space; where a developer is signed in, gradio plays it with a token that the Hub refuses."""
     return os.environ.get("SYSTEM") == "spaces" or get_token() is not None
 
 
@@ -73,6 +73,9 @@ def build(service: Service) -> gr.Blocks:
         gr.api(programs.describe_model, api_name="describe_model", concurrency_limit=4)
         gr.api(programs.prune_model, api_name="prune_model", concurrency_limit=None)
         page.unload(handle.leave)
+    for function in page.fns.values():
+        if function.api_name == "_check_login_status":  # the sign-in button's own: no tool for anybody
+            function.api_visibility = "private"
     return page.queue(max_size=64, default_concurrency_limit=None)
 
 
@@ -143,7 +146,7 @@ def _writing_tab(handle: Handlers) -> None:
 
 def _push_tab(handle: Handlers) -> None:
     if not can_sign_in():
-        gr.Markdown("Signing in works in a Space, or here with `HF_TOKEN` set.")
+        gr.Markdown("Signing in works in a Space on the Hub only.")
         return
     with gr.Row():
         name = gr.Textbox(label="Repository", placeholder="name, on your account", max_length=96, scale=3)
@@ -159,7 +162,7 @@ def _push_tab(handle: Handlers) -> None:
 
 def _job_tab(handle: Handlers, order: list) -> None:
     if not can_sign_in():
-        gr.Markdown("Signing in works in a Space, or here with `HF_TOKEN` set.")
+        gr.Markdown("Signing in works in a Space on the Hub only.")
         return
     gr.Markdown("The same command on a machine of your choice; the result is pushed to your account, private.")
     with gr.Row():

@@ -48,6 +48,7 @@ def prepare() -> Path:
     os.environ["MPLCONFIGDIR"] = str(folder / "matplotlib")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if os.environ.get("SYSTEM") == "spaces":
         for name in SECRETS:
             os.environ.pop(name, None)

@@ -43,7 +43,7 @@ def run(
     except MemoryError:
         connection.send(("error", "There was not enough memory for this model."))
     except (ValueError, RuntimeError, OSError) as error:
-        connection.send(("error", _sentence(error, folder, arguments)))
+        connection.send(("error", _sentence(error, arguments)))
     else:
         connection.send(("result", result))
     connection.close()
@@ -60,10 +60,10 @@ def _bound_memory(memory: int) -> None:
         file.write("1000")
 
 
-def _sentence(error: Exception, folder: Path, arguments: tuple) -> str:
+def _sentence(error: Exception, arguments: tuple) -> str:
     """An error for the visitor, without folders of this machine."""
     model = next((order.model for order in arguments if isinstance(order, Order)), BUNDLED)
-    text = sentence(error, model, str(folder))
+    text = sentence(error, model)
     short = "allocate memory" in text or "bad_alloc" in text
     return "There was not enough memory for this model." if short else text
 

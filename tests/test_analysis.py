@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from conftest import VOCABULARY, build_model
+from tiny_models import VOCABULARY, build_model
 
 from hf_mamba_prune import Evaluation, PruningConfig, TextSource
 from hf_mamba_prune.analysis import ANALYSIS_NAME, analyze

@@ -8,7 +8,7 @@ from contextlib import ExitStack, nullcontext
 
 import pytest
 import torch
-from conftest import ARCHITECTURE_CASES, VOCABULARY, build_model
+from tiny_models import ARCHITECTURE_CASES, VOCABULARY, build_model
 from torch.nn import functional as F
 from transformers import LlamaConfig
 

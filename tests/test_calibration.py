@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import VOCABULARY, build_model
+from tiny_models import VOCABULARY, build_model
 from torch.nn import functional as F
 
 from hf_mamba_prune.architectures import Tap, Target, component_rows, find_targets

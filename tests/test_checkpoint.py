@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ARCHITECTURE_CASES, VOCABULARY, build_model, mask_only
+from conftest import mask_only
 from safetensors.torch import load_file, save_file
+from tiny_models import ARCHITECTURE_CASES, VOCABULARY, build_model
 from transformers import AutoModelForCausalLM
 
 from hf_mamba_prune.architectures import find_targets

@@ -9,7 +9,8 @@ from pathlib import Path
 import local_hub as hubs
 import pytest
 import torch
-from conftest import build_model, build_tokenizer, run
+from conftest import run
+from tiny_models import build_model, build_tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from hf_mamba_prune import PruningReport, cli

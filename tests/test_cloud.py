@@ -6,8 +6,9 @@ from pathlib import Path
 
 import local_hub as hubs
 import pytest
-from conftest import build_model, build_tokenizer, run
+from conftest import run
 from local_hub import ALICE
+from tiny_models import build_model, build_tokenizer
 
 from hf_mamba_prune.cloud import without_option
 

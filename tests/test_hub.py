@@ -15,10 +15,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from conftest import build_model, build_tokenizer, run
+from conftest import run
 from huggingface_hub import HfApi, ModelCard
 from local_hub import ALICE, BOB
 from original_checkpoints import write_original
+from tiny_models import build_model, build_tokenizer
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,

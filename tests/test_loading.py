@@ -8,10 +8,10 @@ import socket
 
 import pytest
 import torch
-from conftest import VOCABULARY
 from local_hub import ALICE, BOB
 from original_checkpoints import write_original
 from safetensors.torch import load_file, save_file
+from tiny_models import VOCABULARY
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_mamba_prune.loading import load_model, load_skeleton, load_tokenizer, weights_sha256

@@ -11,21 +11,13 @@ from pathlib import Path
 import local_hub as hubs
 import pytest
 import torch
-from conftest import build_model, build_tokenizer, run
+from conftest import run
 from local_hub import ALICE
+from payload import Payload
+from tiny_models import build_model, build_tokenizer
 
 local_hub = hubs.local_hub
 NAME = "backbone.layers.0.mixer.in_proj.weight"
-
-
-class Payload:
-    """Makes a file when it is unpickled carelessly."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
 
 
 def pickled_weights(folder: Path, trace: Path) -> None:

@@ -7,9 +7,9 @@ import zipfile
 
 import pytest
 import torch
-from conftest import VOCABULARY, build_model
 from local_hub import ALICE
 from original_checkpoints import original_state, write_original
+from tiny_models import VOCABULARY, build_model
 from transformers import AutoModelForCausalLM
 
 from hf_mamba_prune.loading import load_model

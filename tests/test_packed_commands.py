@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import build_model, build_tokenizer, run
+from conftest import run
 from test_packed_model import save
+from tiny_models import build_model, build_tokenizer
 from transformers import AutoModelForCausalLM
 
 from hf_mamba_prune import PruningReport, native

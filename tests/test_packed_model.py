@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import ARCHITECTURE_CASES, VOCABULARY, build_model, build_tokenizer
 from native_cases import instruction_sets
+from tiny_models import ARCHITECTURE_CASES, VOCABULARY, build_model, build_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, MambaForCausalLM, pipeline
 from transformers.generation.streamers import BaseStreamer
 

@@ -7,7 +7,8 @@ import weakref
 
 import pytest
 import torch
-from conftest import ARCHITECTURE_CASES, VOCABULARY, build_model, mask_only
+from conftest import mask_only
+from tiny_models import ARCHITECTURE_CASES, VOCABULARY, build_model
 
 from hf_mamba_prune import pruning
 from hf_mamba_prune.architectures import find_targets

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from conftest import build_model, build_tokenizer
 from datasets import Dataset
+from tiny_models import build_model, build_tokenizer
 
 from hf_mamba_prune import find_targets
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from conftest import build_model
+from tiny_models import build_model
 
 from hf_mamba_prune import Evaluation, PruningConfig, PruningReport, Recovery, TextSource, find_targets, prune
 from hf_mamba_prune.cli import main

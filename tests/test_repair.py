@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from conftest import VOCABULARY, build_model
+from tiny_models import VOCABULARY, build_model
 
 from hf_mamba_prune import repair as repairing
 from hf_mamba_prune.architectures import find_targets

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from conftest import VOCABULARY, build_model
+from tiny_models import VOCABULARY, build_model
 
 from hf_mamba_prune.architectures import Target, find_targets
 from hf_mamba_prune.calibration import Need, TargetStatistics, calibrate

@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import local_hub as hubs
 import pytest
-from conftest import build_model, build_tokenizer
 from inspection import inspect
 from limits import Limits
 from local_hub import LocalHub
 from orders import Order, Refusal
+from tiny_models import build_model, build_tokenizer
 
 local_hub = hubs.local_hub
 

@@ -142,7 +142,7 @@ def test_limits_are_kept_with_a_sentence(start, limits, visitors, reason):
     [
         (die, "stopped by the system"),
         (swallow, "not enough memory"),
-        (refuse, "The file the job/model/config.json is broken"),
+        (refuse, "The file its folder is broken"),
     ],
 )
 def test_a_job_that_fails_leaves_the_next_one_alone(start, work, error):

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from limits import Limits
-from orders import BUNDLED, KNOWN, STEPS, Order, Refusal, refuse_tokens, source_of
+from orders import BUNDLED, KNOWN, STEPS, Order, Refusal, refuse_tokens, sentence, source_of
+
+from hf_mamba_prune import demo
 
 TOKEN = "hf_" + "a" * 34
 
@@ -73,6 +75,21 @@ def test_a_token_in_a_text_is_refused_and_not_repeated():
     with pytest.raises(Refusal, match="sign in instead") as refusal:
         refuse_tokens("fine", f"my token is {TOKEN}.")
     assert TOKEN not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "said, shown",
+    [
+        ("the weights in /tmp/x-1/hub/snap are cut", "The weights in its folder are cut"),
+        (f"{demo.MODEL} is odd", "mamba-wiki-3m is odd"),
+        ("alice/small is odd", "alice/small is odd"),
+        ("see https://huggingface.co/docs/hub/a and 3/4", "See https://huggingface.co/docs/hub/a and 3/4"),
+        ("", "ValueError"),
+        ("x" * 9999, "X" + "x" * 599),
+    ],
+)
+def test_errors_are_shown_without_folders_of_the_machine(said, shown):
+    assert sentence(ValueError(said), "mamba-wiki-3m" if str(demo.MODEL) in said else "alice/small") == shown
 
 
 @pytest.mark.parametrize("recipe, steps", [("quick", None), ("standard", STEPS), ("paper", STEPS)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from conftest import VOCABULARY, build_model
+from tiny_models import VOCABULARY, build_model
 
 from hf_mamba_prune import use_native
 from hf_mamba_prune.stability import measure_decay

@@ -6,9 +6,9 @@ import json
 
 import pytest
 import torch
-from conftest import VOCABULARY, build_model
 from datasets import Dataset
 from safetensors.torch import load_file
+from tiny_models import VOCABULARY, build_model
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from hf_mamba_prune import PruningCallback, PruningConfig, PruningTrainer, find_targets

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import build_model, build_tokenizer, run
+from conftest import run
 from huggingface_hub import ModelCard
+from tiny_models import build_model, build_tokenizer
 
 from hf_mamba_prune import PruningReport
 from hf_mamba_prune.zero_shot import ZeroShot, _metrics, _shown

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import torch
-from conftest import build_model
 from test_trainer import DATA, arguments, config, zeros_of
+from tiny_models import build_model
 from transformers import TrainerCallback
 
 from hf_mamba_prune import PruningTrainer

@@ -21,7 +21,8 @@ def whoami(hub: LocalHub, request: Request) -> Answer:
     user = require_user(request)
     orgs = [{"type": "org", "name": name, "fullname": name} for name in user.orgs]
     token = {"type": "access_token", "accessToken": {"displayName": "local", "role": user.role}}
-    return Answer.json({"type": "user", "name": user.name, "fullname": user.name, "orgs": orgs, "auth": token})
+    facts = {"type": "user", "name": user.name, "fullname": user.name, "orgs": orgs, "auth": token}
+    return Answer.json(facts | {"avatarUrl": f"/avatars/{user.name}.svg"})
 
 
 def repo_info(hub: LocalHub, request: Request) -> Answer:
