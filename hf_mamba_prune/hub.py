@@ -105,7 +105,7 @@ def push_folder(folder: Path, choice: PushChoice) -> str:
     Repeating it after a failure ends in the same state; what had been uploaded is not sent again.
 
     Returns:
-        Address of the commit or of the pull request.
+        Address of the commit or of the pull request; of the newest commit if it holds all this already.
 
     Raises:
         ValueError: no result in the folder, or not a valid id.
@@ -130,7 +130,7 @@ def push_folder(folder: Path, choice: PushChoice) -> str:
             create_pr=choice.create_pr,
             revision=choice.revision,
         )
-    return done.pr_url if choice.create_pr else done.commit_url
+    return done.pr_url or done.commit_url
 
 
 @contextmanager

@@ -22,7 +22,10 @@ PAUSE = 0.4
 
 
 class Handlers:
-    """The page's side of the service."""
+    """The page's side of the service.
+
+    Gradio passes the values of the page's parts in order, and then what the annotations of the last arguments name.
+    """
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -35,12 +38,12 @@ class Handlers:
             return views.notice(str(refusal), "bad"), gr.Button(interactive=False)
         return views.facts(found), gr.Button(interactive=found.too_big is None)
 
-    def prune(self, *values: object, request: gr.Request) -> Iterator[tuple]:
+    def prune(self, model, sparsity, recipe, text, samples, seed, request: gr.Request) -> Iterator[tuple]:
         """Prune, with the progress as it goes; then the result."""
         hold = (gr.Button(interactive=False), gr.Button(interactive=True))
         free = (gr.Button(interactive=True), gr.Button(interactive=False))
         try:
-            order = Order(*values)
+            order = Order(model, sparsity, recipe, text, samples, seed)
             found = inspect(order, self._service.limits)
             if found.too_big:
                 raise Refusal(f"This model does not fit here: {found.too_big}.")
@@ -138,12 +141,20 @@ class Handlers:
             return
         yield from _shown(job, "Pushing ...", "Pushed:")
 
-    def price(self, *values: object, request: gr.Request, token: gr.OAuthToken | None) -> Iterator[str]:
+    def price(
+        self, model, sparsity, recipe, text, samples, seed, flavor, hours,
+        request: gr.Request, token: gr.OAuthToken | None,
+    ) -> Iterator[str]:  # fmt: skip
         """What a Job would cost."""
+        values = model, sparsity, recipe, text, samples, seed, flavor, hours
         yield from self._on_hub(price, "Asking for the price ...", values, request, token)
 
-    def launch(self, *values: object, request: gr.Request, token: gr.OAuthToken | None) -> Iterator[str]:
+    def launch(
+        self, model, sparsity, recipe, text, samples, seed, flavor, hours,
+        request: gr.Request, token: gr.OAuthToken | None,
+    ) -> Iterator[str]:  # fmt: skip
         """Start a Job on the visitor's account."""
+        values = model, sparsity, recipe, text, samples, seed, flavor, hours
         yield from self._on_hub(launch, "Starting ...", values, request, token)
 
     def _on_hub(self, work, waiting: str, values: tuple, request: gr.Request, token) -> Iterator[str]:

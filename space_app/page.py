@@ -63,7 +63,7 @@ def build(service: Service) -> gr.Blocks:
         with gr.Row(elem_classes="head"):
             gr.HTML(HEADER)
             if can_sign_in():
-                gr.LoginButton("Sign in with Hugging Face", scale=0, min_width=220, elem_id="login")
+                gr.LoginButton("Sign in", size="md", scale=0, min_width=150, elem_id="login")
         with gr.Tab("Prune"):
             _prune_tab(page, handle)
         with gr.Tab("Gallery"):

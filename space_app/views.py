@@ -107,7 +107,7 @@ def result(report: PruningReport, job: Job) -> str:
         '<div class="scroll"><table><caption class="hidden">Dense against pruned</caption><thead><tr><td></td>'
         f'<th scope="col">dense</th><th scope="col">pruned and packed</th><th scope="col">change</th></tr></thead>'
         f'<tbody>{body}</tbody></table></div><p class="quiet">Measured on {escape(after.text)} ({after.tokens:,} '
-        f"tokens) and on {escape(str(report.hardware['processor']))}, {report.hardware['threads']} threads. Dense is "
+        f"tokens) and on {escape(str(report.hardware['processor']))}, threads: {report.hardware['threads']}. Dense is "
         f"stock transformers; packed is {kernels}.</p></section>"
     )
 
@@ -134,8 +134,7 @@ def heat_map(report: PruningReport) -> str:
 def _cell(share: float | None) -> str:
     if share is None:
         return "<td></td>"
-    dark = " dark" if share > 0.55 else ""
-    return f'<td class="cell{dark}" style="--share:{share:.3f}">{share:.0%}</td>'
+    return f'<td class="cell" style="--share:{share:.3f}">{share:.0%}</td>'
 
 
 def _component(name: str) -> str:

@@ -143,6 +143,9 @@ def test_an_existing_model_is_not_overwritten_unless_asked(place, local_hub, cap
     assert local_hub.files(REPO)["old.bin"] == b"old"
     assert run("push", "out", "--repo-id", REPO, "--force", "--overwrite") == 0
     assert "old.bin" not in local_hub.files(REPO) and "model.safetensors" in local_hub.files(REPO)
+    capsys.readouterr()
+    assert run("push", "out", "--repo-id", REPO, "--force", "--create-pr", "--json") == 0  # nothing has changed
+    assert json.loads(capsys.readouterr().out)["url"].endswith(local_hub.commits(REPO)[0].id)
 
 
 def test_a_badly_hurt_model_is_refused(place, local_hub, capsys):

@@ -59,7 +59,7 @@ def test_from_the_first_look_to_a_push(page, space, picture, tmp_path):
     with zipfile.ZipFile(tmp_path / "model.zip") as archive:
         names = {name.split("/", 1)[1] for name in archive.namelist()}
         report = json.loads(archive.read("mamba-wiki-3m-pruned-70/report.json"))
-    assert {"model.safetensors", "packed/model.safetensors", "README.md", "config.json"} <= names
+    assert {"model.safetensors", "packed/config.json", "README.md", "config.json"} <= names
     assert report["after"][0]["perplexity"] == pytest.approx(perplexity[1], abs=0.06)
 
     page.get_by_role("tab", name="Model card").click()
@@ -78,6 +78,7 @@ def test_from_the_first_look_to_a_push(page, space, picture, tmp_path):
     pushed = space.hub.files("alice/from-the-space")
     assert json.loads(pushed["report.json"]) == report
 
+    space.hub.add_model("alice/from-the-space", {"README.md": b"changed by hand"})
     page.get_by_label("As a pull request").check()
     page.locator("#push").click()
     expect(page.locator("#pushed")).to_contain_text(re.compile("Pushed:.*discussions"), timeout=LONG)
