@@ -11,7 +11,7 @@ from charts import scatter
 from hf_mamba_prune import PruningReport
 
 FOLDER = Path(__file__).parent / "gallery"
-COLUMNS = ["model", "sparsity %", "dense perplexity", "perplexity", "x dense", "file, MB", "tokens/s", "recipe"]
+COLUMNS = ["model", "zeros, %", "dense", "perplexity", "x dense", "file, MB", "tokens/s", "recipe"]
 
 
 def read_reports(folder: Path = FOLDER) -> dict[str, PruningReport]:
@@ -28,7 +28,7 @@ def rows(reports: dict[str, PruningReport]) -> list[list[str | float]]:
     for name, report in reports.items():
         before, after, packed = report.before[0], report.after[0], report.speeds[-1]
         training = report.recovery
-        recipe = "reconstruction" if training is None else f"reconstruction, {training.steps:,} training steps"
+        recipe = "reconstruction" if training is None else f"reconstruction + {training.steps:,} steps"
         found.append(
             [
                 name,
@@ -38,7 +38,7 @@ def rows(reports: dict[str, PruningReport]) -> list[list[str | float]]:
                 round(after.perplexity / before.perplexity, 3),
                 round(packed.file_bytes / 1e6, 2),
                 round(packed.decode_tokens_per_second),
-                recipe if report.reconstruction else recipe.removeprefix("reconstruction, "),
+                recipe if report.reconstruction else recipe.removeprefix("reconstruction + "),
             ]
         )
     return found
@@ -54,4 +54,6 @@ def picture(reports: dict[str, PruningReport]) -> str:
     named = [(name, x, y) for name, (x, y) in points.items()]
     texts = ", ".join(escape(text) for text in dict.fromkeys(r.after[0].text for r in reports.values()))
     drawn = scatter("Quality against size: lower and further left is better", "file, MB", "perplexity", named)
-    return f'<section class="card">{drawn}<p class="quiet">Perplexity on {texts}.</p></section>'
+    return (
+        f'<section class="card"><div class="scroll">{drawn}</div><p class="quiet">Perplexity on {texts}.</p></section>'
+    )

@@ -32,7 +32,7 @@ ABOUT = """### The same on your machine
 ### From a program
 
     from gradio_client import Client
-    space = Client("SPACE")
+    space = Client("USER/SPACE")
     space.predict("mamba-wiki-3m", api_name="/describe_model")
     space.predict("mamba-wiki-3m", sparsity=0.7, api_name="/prune_model")
 
@@ -40,9 +40,9 @@ Agents find the same two as MCP tools at `gradio_api/mcp`.
 
 ### What happens to your data
 
-A job runs in a process of its own. Its files go away when you close the page, half an hour after it is done at the
-latest. Nobody else sees them. Models are read without an account, so private and gated ones cannot be pruned here;
-your token is used for a push or a job that you start, and for nothing else."""
+A job runs in a process of its own. Its files go away soon after you close the page, and half an hour after it is done
+at the latest. Nobody else sees them. Models are read without an account, so private and gated ones cannot be pruned
+here; your token is used for a push or a job that you start, and for nothing else."""
 SETUP = """() => {
   for (const id of ["facts", "progress", "pushed", "launched"]) {
     document.getElementById(id)?.setAttribute("aria-live", "polite");
@@ -60,7 +60,7 @@ def build(service: Service) -> gr.Blocks:
     """The whole app."""
     handle, programs = Handlers(service), Endpoints(service)
     with gr.Blocks(title=TITLE, delete_cache=(60, 600), analytics_enabled=False) as page:
-        with gr.Row(elem_classes="head"):
+        with gr.Row(elem_classes="masthead"):
             gr.HTML(HEADER)
             if can_sign_in():
                 gr.LoginButton("Sign in", size="md", scale=0, min_width=150, elem_id="login")
@@ -186,7 +186,7 @@ def _gallery_tab() -> None:
     gr.HTML(gallery.picture(reports))
     gr.Dataframe(
         gallery.rows(reports), headers=gallery.COLUMNS, interactive=False, label="Measured runs; sort by a column",
-        wrap=True,
+        column_widths=["230px", "90px", "90px", "110px", "90px", "90px", "90px", "300px"],
     )  # fmt: skip
 
 

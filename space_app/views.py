@@ -28,9 +28,9 @@ def facts(found: Facts) -> str:
     download = f", {_size(found.download_bytes)} to download" if found.download_bytes else ""
     cost = f"about {_duration(found.seconds)} and {_size(found.memory_bytes)} of memory on this machine{download}"
     tiles = _tiles(
-        ("weights", f"{found.weights / 1e6:,.1f} M"),
+        ("weights", _count(found.weights)),
         ("prunable", f"{found.prunable / found.weights:.0%}"),
-        ("will be zero", f"{found.zeros / 1e6:,.2f} M"),
+        ("will be zero", _count(found.zeros)),
         ("blocks", f"{found.layers} x {found.hidden}"),
     )
     refused = ""
@@ -85,7 +85,7 @@ def result(report: PruningReport, job: Job) -> str:
         ("perplexity", f"{before.perplexity:,.1f}", f"{after.perplexity:,.1f}", f"{ratio:.3f} x"),
         ("bits per byte", f"{before.bits_per_byte:.3f}", f"{after.bits_per_byte:.3f}",
          f"{after.bits_per_byte / before.bits_per_byte:.3f} x"),
-        ("weights that are not zero", f"{report.sparsity.model.weights / 1e6:,.2f} M", f"{nonzero / 1e6:,.2f} M",
+        ("weights that are not zero", _count(report.sparsity.model.weights), _count(nonzero),
          f"{nonzero / report.sparsity.model.weights:.2f} x"),
         ("file", _size(stock.file_bytes), _size(packed.file_bytes), f"{packed.file_bytes / stock.file_bytes:.2f} x"),
         ("tokens a second, writing", f"{stock.decode_tokens_per_second:,.0f}",
@@ -173,4 +173,10 @@ def _size(count: float) -> str:
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.0f} h"
+
+
+def _count(weights: float) -> str:
+    return f"{weights / 1e9:,.2f} B" if weights >= 1e9 else f"{weights / 1e6:,.2f} M"

@@ -77,7 +77,7 @@ def test_a_scatter_escapes_names_and_stays_inside():
 
 def test_facts_of_a_model_that_fits_and_of_one_that_does_not():
     fits, too_big = (views.facts(inspect(Order(), Limits(memory_gb=gb))) for gb in (8, 0.01))
-    assert "2.8 M" in fits and "in_proj" in fits and "does not fit" not in fits
+    assert "2.80 M" in fits and "in_proj" in fits and "does not fit" not in fits
     assert "does not fit here: it needs about" in too_big and "Hugging Face Job" in too_big
 
 

@@ -27,7 +27,7 @@ def prune(page: Page) -> None:
 
 
 def test_from_the_first_look_to_a_push(page, space, picture, tmp_path):
-    expect(page.locator("#facts")).to_contain_text("2.8 M")
+    expect(page.locator("#facts")).to_contain_text("2.80 M")
     expect(page.locator("#result")).to_be_hidden()
     page.locator("#start").click()
     expect(page.locator("#progress [role=progressbar]")).to_be_visible(timeout=LONG)
