@@ -1,48 +1,123 @@
 """Recovery by training: the paper's recipe, ours, and the dense model fine-tuned, on the same tokens.
 
-    python benchmarks/recovery.py [--sparsity 0.7] [--rows dense paper ours ...] [--steps 500] [--lr 1e-3] [--seeds 1]
+    python benchmarks/recovery.py [--rows dense paper ours ...] [--sparsity 0.7] [--steps 500] [--lr 1e-3] [--seeds 0]
+        [--valid] [--threads 2] [--table]
 
 The model is mamba-wiki-3m, the tokens are those that it has never seen (8 x 512 a step, 500 steps are 2 million), the
-measure is the whole raw test text of WikiText-103 as `hf-mamba-prune evaluate` reports it. The data folder is that of
-the environment variable HF_MAMBA_PRUNE_DATA (default ../shared/data), the model stands beside it in ../models. Every
-row can have its own learning rate: run it with several and take the best of each. Prints a markdown table.
+measure is the whole raw test text of WikiText-103 as `hf-mamba-prune evaluate` reports it, or the validation text to
+choose a learning rate by. All train in bfloat16 autocast over float32 weights. Each measurement is a line of
+results/recovery.jsonl as soon as it is there, and is not made again; `--table` only prints the tables of that file and
+draws results/recovery.png. The row "small" is a smaller dense model, made by
+`train_small.py --kind mamba --hidden 128 --steps 3400` and named by `--model`. The data folder is that of the
+environment variable HF_MAMBA_PRUNE_DATA (default ../shared/data), the model stands beside it in ../models.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import itertools
+import json
 import os
-import statistics
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from recovery_tables import RESULTS, print_tables
+from transformers import PreTrainedModel
 
-from hf_mamba_prune import Evaluation, PruningConfig, Recovery, TextSource, load_model, prune, read_text, use_native
+from hf_mamba_prune import (
+    Evaluation,
+    PruningConfig,
+    Recovery,
+    TextSource,
+    find_targets,
+    load_model,
+    prune,
+    read_text,
+    use_native,
+)
+from hf_mamba_prune.loading import LoadedModel
 from hf_mamba_prune.recovery import recover
 
 DATA = Path(os.environ.get("HF_MAMBA_PRUNE_DATA", "../shared/data"))
 PAPER = dict(score="gradient-magnitude", reconstruct=False)
-GRADUAL, DISTILLED = dict(gradual=True, distill=False), dict(distill=True)
+GRADUAL, DISTILLED, PLAIN = dict(gradual=True, distill=False), dict(distill=True), dict(distill=False)
 
-# label, options of the pruning config, how it is trained
-ROWS: dict[str, tuple[str, dict, dict]] = {
-    "dense": ("dense, fine-tuned", dict(sparsity=0.0), dict(distill=False)),
-    "paper": ("the paper: gradient-magnitude, cubic, global, cross-entropy", PAPER, GRADUAL),
-    "ours": ("ours: one-shot with least squares, then KL to the dense model", {}, DISTILLED),
-    "ours-ce": ("ours without distillation: cross-entropy", {}, dict(distill=False)),
-    "ours-mask": ("ours without least squares", dict(reconstruct=False), DISTILLED),
-    "ours-once": ("ours in one pruning step", dict(steps=1), DISTILLED),
-    "ours-uniform": ("ours with uniform sparsity", dict(allocation="uniform"), DISTILLED),
-    "paper-magnitude": ("the paper with alpha 0", PAPER | dict(alpha=0.0), GRADUAL),
-    "paper-half": ("the paper with alpha 0.5", PAPER | dict(alpha=0.5), GRADUAL),
-    "paper-linear": ("the paper, linear schedule", PAPER | dict(schedule="linear"), GRADUAL),
-    "paper-once": ("the paper's mask at once", PAPER | dict(steps=1), dict(distill=False)),
-    "paper-uniform": ("the paper, uniform", PAPER | dict(allocation="uniform"), GRADUAL),
-    "paper-kl": ("the paper with distillation", PAPER, dict(gradual=True, distill=True)),
+# options of the pruning config, and how it is trained; None: not at all
+ROWS: dict[str, tuple[dict, dict | None]] = {
+    "dense": ({}, PLAIN),
+    "rtn4": ({}, None),
+    "small": ({}, None),
+    "paper": (PAPER, GRADUAL),
+    "ours": ({}, DISTILLED),
+    "ours-ce": ({}, PLAIN),
+    "ours-mask": (dict(reconstruct=False), DISTILLED),
+    "ours-once": (dict(steps=1), DISTILLED),
+    "ours-linear": (dict(schedule="linear"), DISTILLED),
+    "ours-uniform": (dict(allocation="uniform"), DISTILLED),
+    "ours-gradient": (dict(score="gradient-magnitude"), DISTILLED),
+    "ours-magnitude": (dict(score="magnitude"), DISTILLED),
+    "ours-hidden": (dict(hidden_weight=1.0), DISTILLED),
+    "paper-magnitude": (PAPER | dict(alpha=0.0), GRADUAL),
+    "paper-half": (PAPER | dict(alpha=0.5), GRADUAL),
+    "paper-linear": (PAPER | dict(schedule="linear"), GRADUAL),
+    "paper-once": (PAPER | dict(steps=1), PLAIN),
+    "paper-uniform": (PAPER | dict(allocation="uniform"), GRADUAL),
+    "paper-kl": (PAPER, dict(gradual=True, distill=True)),
 }
+DENSE = {"dense", "rtn4", "small"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: everything that the result depends on."""
+
+    row: str
+    sparsity: float
+    rate: float
+    seed: int
+    steps: int
+    text: str
+
+
+def round_to_four_bits(model: PreTrainedModel, group: int = 32) -> None:
+    """The projections to nearest of 16 levels, one scale for each 32 weights of a row: 4.5 bits a weight."""
+    for target in find_targets(model):
+        weight = target.weight(model).data
+        for part in weight.split(group, dim=1):
+            scale = part.abs().amax(1, keepdim=True).div(7).clamp_min(1e-12)
+            part.copy_(part.div(scale).round().clamp(-8, 7) * scale)
+
+
+def measure(run: Run, loaded: LoadedModel, teacher: PreTrainedModel, evaluation: Evaluation) -> dict:
+    """Perplexity of the dense model, after pruning and after training."""
+    options, training = ROWS[run.row]
+    model, tokenizer = loaded.model, loaded.tokenizer
+    model.load_state_dict(teacher.state_dict())
+    started, pruned = time.perf_counter(), None
+    with use_native(model):
+        dense = evaluation.run(model, tokenizer)[0].perplexity
+        config = PruningConfig(sparsity=run.sparsity, seed=run.seed, **options)
+        if run.row == "rtn4":
+            round_to_four_bits(model)
+        elif training and not training.get("gradual") and run.sparsity:
+            prune(model, tokenizer, config, read_text(str(DATA / "text/enwiki.txt.xz"), "train"))
+            pruned = evaluation.run(model, tokenizer)[0].perplexity
+        if training:
+            unseen = np.load(DATA.parent / "models" / "mamba-wiki-3m-unseen.npz")["tokens"].astype(np.int64)
+            order = torch.randperm(len(unseen), generator=torch.Generator().manual_seed(run.seed))
+            source = TextSource("unseen", ())
+            recovery = Recovery(source, steps=run.steps, learning_rate=run.rate, bf16=True, **training)
+            seen = torch.from_numpy(unseen)[order[: run.steps * recovery.batch_size]]
+            recover(model, seen, config, recovery, teacher if recovery.distill else None)
+        trained = evaluation.run(model, tokenizer)[0].perplexity
+    zeros = sum(int((target.weight(model) == 0).sum()) for target in find_targets(model))
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    minutes = (time.perf_counter() - started) / 60
+    return dict(dense=dense, pruned=pruned, trained=trained, nonzero=weights - zeros, minutes=minutes)
 
 
 def main() -> None:
@@ -52,48 +127,34 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=["dense", "paper", "ours"])
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--lr", type=float, nargs="+", default=[1e-3])
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--windows", type=int, default=None, help="only the first windows of 2,048 tokens")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--valid", action="store_true", help="measure on the validation text, to choose settings")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--table", action="store_true", help="measure nothing, print what has been measured")
     arguments = parser.parse_args()
-    unseen = np.load(DATA.parent / "models" / "mamba-wiki-3m-unseen.npz")["tokens"].astype(np.int64)
-    tokens = torch.from_numpy(unseen)
-    calibration = read_text(str(DATA / "text/enwiki.txt.xz"), "train")
+    if arguments.table:
+        print_tables()
+        return
+    torch.set_num_threads(arguments.threads)
     text = "wiki.valid.tokens" if arguments.valid else "wiki.test.raw"
-    evaluation = Evaluation((read_text(str(DATA / "wikitext" / text), "test"),), 2048, None, arguments.windows)
+    evaluation = Evaluation((read_text(str(DATA / "wikitext" / text), "test"),), 2048)
     loaded = load_model(arguments.model, device="cpu")
-    model, tokenizer = loaded.model, loaded.tokenizer
-    teacher = copy.deepcopy(model)
-    with use_native(model):
-        base = evaluation.run(model, tokenizer)[0].perplexity
-        print(f"dense {base:.2f} on {text}; {arguments.steps} steps of 8 x 512 tokens\n")
-        print("| method | sparsity | learning rate | pruned | trained | x dense | lowest to highest | minutes |")
-        print("|---|---|---|---|---|---|---|---|", flush=True)
-        choices = [(s, r, lr) for s in arguments.sparsity for r in arguments.rows for lr in arguments.lr]
-        for sparsity, row, rate in choices:
-            label, options, training = ROWS[row]
-            config = {"sparsity": sparsity} | options
-            before, after, started = [], [], time.perf_counter()
-            for seed in range(arguments.seeds):
-                model.load_state_dict(teacher.state_dict())
-                pruning = PruningConfig(**config, seed=seed)
-                if not training.get("gradual") and pruning.sparsity:
-                    prune(model, tokenizer, pruning, calibration)
-                    before.append(evaluation.run(model, tokenizer)[0].perplexity)
-                recovery = Recovery(TextSource("unseen", ()), steps=arguments.steps, learning_rate=rate, **training)
-                order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed))
-                seen = tokens[order[: arguments.steps * recovery.batch_size]]
-                recover(model, seen, pruning, recovery, teacher if recovery.distill else None)
-                after.append(evaluation.run(model, tokenizer)[0].perplexity)
-            print(
-                f"| {label} | {config['sparsity']:.0%} | {rate:g} | {statistics.mean(before) if before else 0:.2f} "
-                f"| {statistics.mean(after):.2f} | {statistics.mean(after) / base:.4f} "
-                f"| {min(after) / base:.4f} to {max(after) / base:.4f} "
-                f"| {(time.perf_counter() - started) / 60 / arguments.seeds:.1f} |",
-                flush=True,
-            )
+    teacher = copy.deepcopy(loaded.model)
+    lines = RESULTS.read_text().splitlines() if RESULTS.is_file() else []
+    known = [{key: json.loads(line)[key] for key in Run.__dataclass_fields__} for line in lines]
+    for row, sparsity, rate, seed in itertools.product(
+        arguments.rows, arguments.sparsity, arguments.lr, arguments.seeds
+    ):
+        steps = arguments.steps if ROWS[row][1] else 0
+        run = Run(row, 0.0 if row in DENSE else sparsity, rate if steps else 0.0, seed, steps, text)
+        if asdict(run) in known:
+            continue
+        known.append(asdict(run))
+        found = asdict(run) | measure(run, loaded, teacher, evaluation)
+        with RESULTS.open("a") as file:
+            file.write(json.dumps(found) + "\n")
+        print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(2)
     main()

@@ -2,9 +2,9 @@
 
     python benchmarks/train_small.py --text enwiki.txt.xz --tokenizer mamba-wiki-3m --out mamba2-wiki-3m
 
-2,900 steps of 8 x 512 tokens of the text, each seen once; AdamW (0.9, 0.95), weight decay 0.1 on matrices, peak
-learning rate 4e-3 with 150 warm-up steps and cosine decay to 5 %, clipping 1.0, bf16 autocast over fp32 weights. A run
-that was stopped goes on from its last saved step.
+By default 2,900 steps of 8 x 512 tokens of the text, each seen once; AdamW (0.9, 0.95), weight decay 0.1 on matrices,
+peak learning rate 4e-3 with 150 warm-up steps and cosine decay to 5 %, clipping 1.0, bf16 autocast over fp32 weights.
+A run that was stopped goes on from its last saved step.
 """
 
 from __future__ import annotations
@@ -26,19 +26,18 @@ from transformers import AutoTokenizer, Mamba2Config, Mamba2ForCausalLM, MambaCo
 
 from hf_mamba_prune import native
 
-COMMON = dict(
-    hidden_size=192, num_hidden_layers=8, expand=2, vocab_size=4096, bos_token_id=0, eos_token_id=0, pad_token_id=0
-)
-STEPS, BATCH, LENGTH = 2900, 8, 512
+COMMON = dict(num_hidden_layers=8, expand=2, vocab_size=4096, bos_token_id=0, eos_token_id=0, pad_token_id=0)
+BATCH, LENGTH = 8, 512
 
 
-def build(kind: str) -> torch.nn.Module:
-    """About 2.8 million weights of either kind, embeddings tied to the head."""
+def build(kind: str, hidden: int = 192) -> torch.nn.Module:
+    """About 2.8 million weights of either kind with 192 channels, embeddings tied to the head."""
     torch.manual_seed(0)
+    common = COMMON | dict(hidden_size=hidden, tie_word_embeddings=True)
     if kind == "mamba":
-        return MambaForCausalLM(MambaConfig(**COMMON, state_size=16, tie_word_embeddings=True))
-    heads = dict(state_size=64, head_dim=64, num_heads=6, n_groups=1, chunk_size=64)
-    return Mamba2ForCausalLM(Mamba2Config(**COMMON, **heads, tie_word_embeddings=True))
+        return MambaForCausalLM(MambaConfig(**common, state_size=16))
+    heads = dict(state_size=64, head_dim=64, num_heads=hidden // 32, n_groups=1, chunk_size=64)
+    return Mamba2ForCausalLM(Mamba2Config(**common, **heads))
 
 
 def sequences(text: Path, tokenizer_folder: Path) -> torch.Tensor:
@@ -56,11 +55,11 @@ def sequences(text: Path, tokenizer_folder: Path) -> torch.Tensor:
     return torch.from_numpy(cut[np.random.default_rng(0).permutation(rows)])
 
 
-def rate(step: int, peak: float) -> float:
+def rate(step: int, steps: int, peak: float) -> float:
     """Learning rate: linear warm-up over 150 steps, then cosine to 5 % of the peak."""
     if step < 150:
         return peak * (step + 1) / 150
-    return peak * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (step - 150) / (STEPS - 150))))
+    return peak * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (step - 150) / (steps - 150))))
 
 
 def main() -> None:
@@ -70,12 +69,15 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, required=True, help="a folder with a tokenizer of 4,096 entries")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--peak", type=float, default=4e-3, help="peak learning rate")
+    parser.add_argument("--hidden", type=int, default=192, help="d_model")
+    parser.add_argument("--steps", type=int, default=2900)
+    parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(2)
+    torch.set_num_threads(arguments.threads)
 
     data = sequences(arguments.text, arguments.tokenizer)
-    model = build(arguments.kind).train()
+    model = build(arguments.kind, arguments.hidden).train()
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     others = [p for p in model.parameters() if p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
@@ -91,10 +93,10 @@ def main() -> None:
 
     start = time.perf_counter()
     with native.use_native(model):
-        for step in range(len(losses), STEPS):
+        for step in range(len(losses), arguments.steps):
             ids = data[step * BATCH : (step + 1) * BATCH]
             for group in optimizer.param_groups:
-                group["lr"] = rate(step, arguments.peak)
+                group["lr"] = rate(step, arguments.steps, arguments.peak)
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 loss = model(ids, labels=ids, use_cache=False).loss
             loss.backward()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from hf_mamba_prune.architectures import Target
 from hf_mamba_prune.config import PruningConfig
+from hf_mamba_prune.distributed import WHOLE, Shard
 from hf_mamba_prune.divisions import ALLOCATIONS, Curves, ScoreOf
 from hf_mamba_prune.slots import Slot, divide, make_slots, weights_to_prune
 
@@ -77,6 +78,7 @@ def allocate(
     config: PruningConfig,
     sparsity: float,
     curves: Curves | None = None,
+    shard: Shard = WHOLE,
 ) -> Budget:
     """Numbers for every slot that add up to exactly `total_to_prune`.
 
@@ -86,6 +88,7 @@ def allocate(
         config: allocation, ceiling, fixed component sparsities, pattern, seed.
         sparsity: of all targets together.
         curves: what `sensitivity.measure_curves` found; only the allocation of that name reads them.
+        shard: where `score_of` gives only the rows that are here; the numbers are those of all ranks together.
 
     Raises:
         ValueError: see `total_to_prune`; or the ceiling leaves too little room.
@@ -97,7 +100,8 @@ def allocate(
     chosen = _fixed_counts(slots, config, sparsity)
     free = [slot for slot in slots if slot.name not in chosen]
     rest = total - sum(chosen.values())
-    counts, bound = ALLOCATIONS[config.allocation](free, rest, score_of, config, {} if curves is None else curves)
+    divide_over = ALLOCATIONS[config.allocation]
+    counts, bound = divide_over(free, rest, score_of, config, {} if curves is None else curves, shard)
     chosen |= {slot.name: count for slot, count in zip(free, counts, strict=True)}
     return Budget(slots, tuple(chosen[slot.name] for slot in slots), tuple(bound))
 

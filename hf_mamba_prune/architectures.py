@@ -20,6 +20,7 @@ whether every weight exists, every tap fires and shows the weight's true input.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -28,6 +29,7 @@ import torch
 from torch import nn
 
 from hf_mamba_prune.config import closest
+from hf_mamba_prune.distributed import local
 
 Kind = Literal["linear", "conv", "channel", "lookup", "state"]
 
@@ -236,8 +238,15 @@ class Target:
         return self.shape[0] * self.shape[1]
 
     def weight(self, model: nn.Module) -> torch.Tensor:
-        """The live weight as a view (out, in): writing to it changes the model."""
-        return model.get_parameter(self.name).detach().view(self.shape)
+        """The live weight as a view (out, in): writing to it changes the model.
+
+        Of a weight that is divided over ranks, the rows that are here.
+        """
+        return self.rows(model.get_parameter(self.name).detach())
+
+    def rows(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor of the parameter's form as (rows that are here, in)."""
+        return local(tensor).view(-1, self.shape[1])
 
 
 def architecture_of(config: object) -> Architecture:
@@ -304,7 +313,7 @@ def _target(row: Row, config: object, block: str, layer: int | None, names: Mapp
     if tap is not None:
         outer = row.per_layer
         tap = Tap(block + tap.module if outer else tap.module, tap.side, tap.columns)
-    shape = (weight.shape[0], weight[0].numel())
+    shape = (weight.shape[0], math.prod(weight.shape[1:]))
     parts, start = [], 0
     for part, size in (row.parts(config) if row.parts else {}).items():
         parts.append((f"{row.component}.{part}", start, start + size))

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from torch import nn
 
 from hf_mamba_prune.architectures import Target
+from hf_mamba_prune.distributed import local, shard_of
 from hf_mamba_prune.report import Count, SparsityFacts
 
 
 class ZeroCounter:
-    """Counts when it is made, and again when asked for the facts."""
+    """Counts when it is made, and again when asked for the facts: on every rank, where FSDP2 divides the weights."""
 
     def __init__(self, model: nn.Module, targets: Sequence[Target]) -> None:
         self._model, self._targets = model, targets
@@ -46,11 +47,13 @@ class ZeroCounter:
 
     def _count(self) -> dict[str, list[int]]:
         """Zeros of every target, for each of its ranges of rows; of the whole model under the empty name."""
+        shard = shard_of(self._model, [target.name for target in self._targets])
         counts = {}
         for target in self._targets:
-            zeros = (target.weight(self._model) == 0).sum(1)
+            zeros = (target.weight(self._model) == 0).sum(1, keepdim=True)
+            zeros = shard.gather(zeros, target.shape[0])
             counts[target.name] = [int(zeros[start:stop].sum()) for _, start, stop in _ranges(target)]
-        counts[""] = [sum(int((p == 0).sum()) for p in self._model.parameters())]
+        counts[""] = shard.count([sum(int((local(p) == 0).sum()) for p in self._model.parameters())])
         return counts
 
     def _components(self, before: dict[str, list[int]], after: dict[str, list[int]]) -> tuple[Count, ...]:

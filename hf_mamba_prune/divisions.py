@@ -9,6 +9,7 @@ import torch
 
 from hf_mamba_prune.architectures import Target
 from hf_mamba_prune.config import PruningConfig
+from hf_mamba_prune.distributed import Shard
 from hf_mamba_prune.selection import Keeper, lowest
 from hf_mamba_prune.slots import Slot, divide, weights_to_prune
 
@@ -25,13 +26,15 @@ _OUTLIER, _OWL_RANGE = 5.0, 0.08
 """A score that many times above its tensor's mean is an outlier; half the span of the blocks' sparsities."""
 
 
-def uniform(slots: Sequence[Slot], total: int, score_of: ScoreOf, config: PruningConfig, curves: Curves) -> Division:
+def uniform(
+    slots: Sequence[Slot], total: int, score_of: ScoreOf, config: PruningConfig, curves: Curves, shard: Shard
+) -> Division:
     """The same sparsity for every tensor."""
     return divide(total, [slot.size for slot in slots]), []
 
 
 def global_ranking(
-    slots: Sequence[Slot], total: int, score_of: ScoreOf, config: PruningConfig, curves: Curves
+    slots: Sequence[Slot], total: int, score_of: ScoreOf, config: PruningConfig, curves: Curves, shard: Shard
 ) -> Division:
     """One ranking of all weights (arXiv 2505.08299), no slot above the ceiling.
 
@@ -42,7 +45,7 @@ def global_ranking(
     bound: list[str] = []
     while True:
         free = [i for i in range(len(slots)) if i not in counts]
-        ranked = _ranked_counts([slots[i] for i in free], total - sum(counts.values()), score_of, config.seed)
+        ranked = _ranked_counts([slots[i] for i in free], total - sum(counts.values()), score_of, config.seed, shard)
         over = [i for i, count in zip(free, ranked, strict=True) if count > highest[i]]
         if not over:
             counts |= dict(zip(free, ranked, strict=True))
@@ -51,16 +54,19 @@ def global_ranking(
         bound += [slots[i].name for i in over]
 
 
-def _ranked_counts(slots: Sequence[Slot], total: int, score_of: ScoreOf, seed: int) -> list[int]:
+def _ranked_counts(slots: Sequence[Slot], total: int, score_of: ScoreOf, seed: int, shard: Shard) -> list[int]:
     def visit():
         for slot in slots:
             yield slot.name, slot.cut(score_of(slot.target))
 
-    keeper = Keeper(lowest(visit, total, sum(slot.size for slot in slots), seed))
-    return [scores.numel() - int(torch.count_nonzero(keeper.keep(name, scores))) for name, scores in visit()]
+    keeper = Keeper(lowest(visit, total, sum(slot.size for slot in slots), seed, shard), shard)
+    kept = [int(torch.count_nonzero(keeper.keep(name, scores))) for name, scores in visit()]
+    return [slot.size - count for slot, count in zip(slots, shard.count(kept), strict=True)]
 
 
-def owl(slots: Sequence[Slot], total: int, score_of: ScoreOf, config: PruningConfig, curves: Curves) -> Division:
+def owl(
+    slots: Sequence[Slot], total: int, score_of: ScoreOf, config: PruningConfig, curves: Curves, shard: Shard
+) -> Division:
     """The more outliers among the scores of a block, the less of it goes (OWL, arXiv 2310.05175; meant for Wanda's).
 
     The sparsities of the blocks span 0.16 at most; all tensors of a block have the same.
@@ -114,7 +120,7 @@ def _shifted(
 
 
 def sensitivity(
-    slots: Sequence[Slot], total: int, score_of: ScoreOf, config: PruningConfig, curves: Curves
+    slots: Sequence[Slot], total: int, score_of: ScoreOf, config: PruningConfig, curves: Curves, shard: Shard
 ) -> Division:
     """The budgets that cost least if the measured rises of the loss simply add up.
 

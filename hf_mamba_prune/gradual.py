@@ -15,10 +15,11 @@ from hf_mamba_prune.allocation import Budget, total_to_prune
 from hf_mamba_prune.architectures import Target, find_targets
 from hf_mamba_prune.calibration import GRADIENT_TERMS, Need, Statistics, TargetStatistics, calibrate, check_inputs
 from hf_mamba_prune.config import PruningConfig
+from hf_mamba_prune.distributed import WHOLE, Shard, shard_of
 from hf_mamba_prune.masking import plan_masks
+from hf_mamba_prune.masks import tensor_mask
 from hf_mamba_prune.schedules import sparsity_at
 from hf_mamba_prune.scores import build_score
-from hf_mamba_prune.selection import Keeper, lowest
 from hf_mamba_prune.slots import weights_to_prune
 
 STATE_NAME = "pruning_state.safetensors"
@@ -28,6 +29,8 @@ class GradualPruner:
     """Keeps the masks outside the model, averages gradients, and prunes when the schedule says so.
 
     Zeros that the model has at the start are masked from the start: a pruned model is trained with its masks kept.
+    Where FSDP2 divides the weights, each rank keeps masks and averages of its own rows; every rank must make the same
+    calls in the same order.
 
     Args:
         model: a transformers model of a supported type, not wrapped.
@@ -44,6 +47,8 @@ class GradualPruner:
         self._score = build_score(config)
         self._calibration = calibration
         self._dropped: dict[str, torch.Tensor] = {}
+        self._masked: dict[str, int] = {}
+        self._shard: Shard = WHOLE
         self._averages: dict[Need, dict[str, torch.Tensor]] = {}
         self.restart()
         self._events: dict[int, float] = {}
@@ -57,7 +62,7 @@ class GradualPruner:
         if self.config.group is not None:
             kept, of = self.config.group
             groups = (self._dropped[target.name].reshape(-1, of).sum(1) for target in self.targets)
-            return all(bool((masked >= of - kept).all()) for masked in groups)
+            return self._everywhere(all(bool((masked >= of - kept).all()) for masked in groups))
         return self.masked() >= weights_to_prune(self.config.sparsity, self._size)
 
     def _check(self) -> None:
@@ -81,9 +86,7 @@ class GradualPruner:
             ValueError: fewer steps in training than pruning steps.
         """
         config = self.config
-        for target in self.targets:
-            device = target.weight(self.model).device
-            self._dropped[target.name] = self._dropped[target.name].to(device)
+        self._settle()
         self._events = {}
         if self._is_sparse_enough():
             return {}
@@ -101,6 +104,31 @@ class GradualPruner:
             if step == config.steps or weights_to_prune(sparsity, self._size) > self.masked():
                 self._events[math.floor(first + (last - first) * progress + 0.5)] = sparsity
         return self.events
+
+    def _settle(self) -> None:
+        """Follow the weights, which were moved, or divided over ranks, since the masks were made."""
+        self._shard = shard_of(self.model, [target.name for target in self.targets])
+        if self._shard.group is not None:
+            self._check_divided()
+        for target in self.targets:
+            dropped = self._dropped[target.name]
+            whole = len(dropped) == target.shape[0]
+            device = target.weight(self.model).device
+            self._dropped[target.name] = self._here(dropped, target) if whole else dropped.to(device)
+
+    def _check_divided(self) -> None:
+        config = self.config
+        if config.measure == "calibration" and self._score.needs:
+            raise ValueError("measure='calibration' sees whole weights, which FSDP2 divides: use measure='training'.")
+        if config.allocation == "owl" or any("." in name for name in config.component_sparsity):
+            raise ValueError(
+                "allocation 'owl' and sparsities of parts such as 'x_proj.B' do not work where FSDP2 divides the "
+                "weights: use allocation 'global', 'uniform' or 'per-row', and whole components."
+            )
+
+    def _everywhere(self, here: bool) -> bool:
+        """Whether something holds on all ranks that the weights are divided among."""
+        return self._shard.count([not here]) == [0]
 
     @property
     def events(self) -> dict[int, float]:
@@ -130,9 +158,12 @@ class GradualPruner:
             if gradient is None:
                 raise RuntimeError(f"{name} has no gradient: is it frozen? Prune what is trained only.")
         # An overflow, which the optimizer will skip, must not stay in the averages.
-        averaging = not self.finished(step) and all(bool(torch.isfinite(g.sum())) for g in gradients.values())
+        gradients = {target.name: target.rows(gradients[target.name]) for target in self.targets}
+        averaging = not self.finished(step) and self._everywhere(
+            all(bool(torch.isfinite(gradient.sum())) for gradient in gradients.values())
+        )
         for target in self.targets:
-            own = gradients[target.name].view(target.shape)
+            own = gradients[target.name]
             for need in needs if averaging else ():
                 term = GRADIENT_TERMS[need](own.float() / scale)
                 average = self._averages.setdefault(need, {})
@@ -155,17 +186,21 @@ class GradualPruner:
         if sparsity is None:
             return False
         statistics = self._statistics()
-        self.budget, mask_of = plan_masks(self.model, self.targets, self._score, statistics, self.config, sparsity)
+        self.budget, mask_of = plan_masks(
+            self.model, self.targets, self._score, statistics, self.config, sparsity, shard=self._shard
+        )
         changed = 0
         for target in self.targets:
             drop = ~mask_of(target)
             if self.config.regrow and not self.finished(step):
                 drop = self._regrown(target, drop)
-            if torch.distributed.is_initialized():  # the same pass may round differently on every rank
+            if torch.distributed.is_initialized() and self._shard.group is None:
+                # The same pass may round differently on every rank.
                 torch.distributed.broadcast(drop, 0)
             changed += int((drop != self._dropped[target.name]).sum())
             self._dropped[target.name] = drop
-        self.churn = changed / self._size
+        self._count_masked()
+        self.churn = self._shard.count([changed])[0] / self._size
         if self.finished(step):
             self._averages.clear()
         self.apply()
@@ -187,17 +222,20 @@ class GradualPruner:
 
     def _regrown(self, target: Target, drop: torch.Tensor) -> torch.Tensor:
         """Exchange a share of the kept weights, the smallest, for as many masked ones with the largest gradients."""
-        count = min(round(self.config.regrow * int((~drop).sum())), int(drop.sum()))
+        masked = self._shard.count([int(drop.sum())])[0]
+        count = min(round(self.config.regrow * (target.size - masked)), masked)
         if count == 0:
             return drop
         gradient = self._averages[Need.GRADIENT_ABSOLUTE][target.name]
         weight = target.weight(self.model)
-        name, seed = target.name, self.config.seed
-        weakest = _lowest(torch.where(drop, torch.inf, weight.abs().float()), count, name, seed)
-        masked = gradient[drop]
-        grown = torch.zeros_like(drop)
-        grown[drop] = ~_lowest(masked, masked.numel() - count, name, seed)
+        weakest = self._lowest(torch.where(drop, torch.inf, weight.abs().float()), count, target)
+        grown = drop & ~self._lowest(torch.where(drop, gradient, torch.inf), masked - count, target)
         return (drop | weakest) & ~grown
+
+    def _lowest(self, scores: torch.Tensor, count: int, target: Target) -> torch.Tensor:
+        """True at the `count` lowest scores; they must not be negative."""
+        finite = scores.clamp_max(torch.finfo(torch.float32).max).float()
+        return ~tensor_mask(finite, count, target.name, self.config.seed, target.size, self._shard)
 
     def sparsity(self) -> float:
         """Share of the prunable weights that is masked, 0 to 1."""
@@ -209,7 +247,7 @@ class GradualPruner:
         return {name: self._share([t for t in self.targets if t.component == name]) for name in names}
 
     def _share(self, targets: Sequence[Target]) -> float:
-        return sum(int(self._dropped[t.name].sum()) for t in targets) / sum(t.size for t in targets)
+        return sum(self._masked[t.name] for t in targets) / sum(t.size for t in targets)
 
     @property
     def _size(self) -> int:
@@ -217,23 +255,30 @@ class GradualPruner:
 
     def masked(self) -> int:
         """Weights that the masks hold at zero."""
-        return sum(int(drop.sum()) for drop in self._dropped.values())
+        return sum(self._masked.values())
+
+    def _count_masked(self) -> None:
+        counts = self._shard.count(int(drop.sum()) for drop in self._dropped.values())
+        self._masked = dict(zip(self._dropped, counts, strict=True))
 
     def restart(self) -> None:
         """Take the masks from the model's zeros, and forget all averages."""
+        self._shard = shard_of(self.model, [target.name for target in self.targets])
         self._dropped = {target.name: target.weight(self.model) == 0 for target in self.targets}
+        self._count_masked()
         self._averages = {}
         self._start_sparsity = self.sparsity()
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Masks, eight to a byte, and averages: everything that a run needs to go on."""
+        """Masks, eight to a byte, and averages, of all rows: everything that a run needs to go on."""
         tensors = {}
-        for name, drop in self._dropped.items():
-            bits = np.packbits(drop.flatten().cpu().numpy())
-            tensors[f"mask.{name}"] = torch.from_numpy(bits)
+        for target in self.targets:
+            drop = self._shard.gather(self._dropped[target.name].to(torch.uint8), target.shape[0])
+            tensors[f"mask.{target.name}"] = torch.from_numpy(np.packbits(drop.flatten().numpy()))
         for need, averages in self._averages.items():
-            for name, average in averages.items():
-                tensors[f"average.{need.name}.{name}"] = average
+            for target in self.targets:
+                rows = averages[target.name]
+                tensors[f"average.{need.name}.{target.name}"] = self._shard.gather(rows, target.shape[0])
         tensors["start_sparsity"] = torch.tensor(self._start_sparsity, dtype=torch.float64)
         tensors["churn"] = torch.tensor(self.churn, dtype=torch.float64)
         return tensors
@@ -244,25 +289,33 @@ class GradualPruner:
         Raises:
             ValueError: the state is of another model.
         """
+        self._shard = shard_of(self.model, [target.name for target in self.targets])
         for target in self.targets:
             packed = tensors.get(f"mask.{target.name}")
             if packed is None or packed.numel() != (target.size + 7) // 8:
                 raise ValueError(f"the pruning state holds no mask that fits {target.name}: it is of another model.")
             bits = np.unpackbits(packed.cpu().numpy(), count=target.size).astype(bool)
-            device = target.weight(self.model).device
-            self._dropped[target.name] = torch.from_numpy(bits).view(target.shape).to(device)
+            self._dropped[target.name] = self._here(torch.from_numpy(bits).view(target.shape), target)
+        self._count_masked()
         self._averages = {}
+        targets = {target.name: target for target in self.targets}
         for key, value in tensors.items():
             if key.startswith("average."):
                 _, need, name = key.split(".", 2)
-                device = self.model.get_parameter(name).device
-                self._averages.setdefault(Need[need], {})[name] = value.to(device)
+                self._averages.setdefault(Need[need], {})[name] = self._here(value, targets[name])
         self._start_sparsity = float(tensors["start_sparsity"])
         self.churn = float(tensors["churn"])
 
-    def save(self, folder: Path) -> None:
-        """Write `pruning_state.safetensors` into an existing folder."""
-        save_file({name: tensor.contiguous() for name, tensor in self.state().items()}, folder / STATE_NAME)
+    def _here(self, whole: torch.Tensor, target: Target) -> torch.Tensor:
+        """The rows of a whole weight that this rank holds, where they are."""
+        weight = target.weight(self.model)
+        return self._shard.cut(whole, target.name, len(weight)).to(weight.device)
+
+    def save(self, folder: Path, write: bool = True) -> None:
+        """Write `pruning_state.safetensors` into an existing folder; ranks that do not write still give their rows."""
+        state = self.state()
+        if write:
+            save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / STATE_NAME)
 
     def load(self, folder: Path) -> None:
         """Read it again.
@@ -271,9 +324,3 @@ class GradualPruner:
             ValueError: see `load_state`.
         """
         self.load_state(load_file(folder / STATE_NAME))
-
-
-def _lowest(scores: torch.Tensor, count: int, name: str, seed: int) -> torch.Tensor:
-    """True at the `count` lowest scores; they must not be negative."""
-    finite = scores.clamp_max(torch.finfo(torch.float32).max).float()
-    return ~Keeper(lowest(lambda: [(name, finite)], count, finite.numel(), seed)).keep(name, finite)

@@ -11,6 +11,7 @@ from hf_mamba_prune.allocation import Budget, allocate
 from hf_mamba_prune.architectures import Target
 from hf_mamba_prune.calibration import Statistics
 from hf_mamba_prune.config import PruningConfig
+from hf_mamba_prune.distributed import WHOLE, Shard
 from hf_mamba_prune.divisions import Curves
 from hf_mamba_prune.masks import target_mask
 from hf_mamba_prune.progress import track
@@ -30,6 +31,7 @@ def plan_masks(
     config: PruningConfig,
     sparsity: float,
     curves: Curves | None = None,
+    shard: Shard = WHOLE,
 ) -> tuple[Budget, MaskOf]:
     """Score and allocate; the mask of each target is made when it is asked for, one target in memory at a time."""
 
@@ -41,8 +43,8 @@ def plan_masks(
         # A live weight without a gradient scores 0, but must not tie with those that are gone: they go first.
         return scores.masked_fill_((scores == 0) & (weight != 0), _SMALLEST)
 
-    budget = allocate(targets, score_of, config, sparsity, curves)
-    return budget, lambda target: target_mask(target, score_of(target), budget, config)
+    budget = allocate(targets, score_of, config, sparsity, curves, shard)
+    return budget, lambda target: target_mask(target, score_of(target), budget, config, shard)
 
 
 @torch.no_grad()

@@ -9,11 +9,14 @@ import torch
 from hf_mamba_prune.allocation import Budget
 from hf_mamba_prune.architectures import Target
 from hf_mamba_prune.config import PruningConfig
+from hf_mamba_prune.distributed import WHOLE, Shard
 from hf_mamba_prune.selection import Keeper, lowest, tie_order
 from hf_mamba_prune.slots import divide
 
 
-def target_mask(target: Target, scores: torch.Tensor, budget: Budget, config: PruningConfig) -> torch.Tensor:
+def target_mask(
+    target: Target, scores: torch.Tensor, budget: Budget, config: PruningConfig, shard: Shard = WHOLE
+) -> torch.Tensor:
     """The mask of one target within its budget.
 
     Args:
@@ -21,6 +24,7 @@ def target_mask(target: Target, scores: torch.Tensor, budget: Budget, config: Pr
         scores: (out, in) float32, finite, not negative; higher = keep.
         budget: exact counts.
         config: says whether counts hold for the tensor, each row, or each group of a row.
+        shard: where `scores` are only those rows of the target that are here, as are those of the mask.
 
     Returns:
         (out, in) bool.
@@ -28,41 +32,50 @@ def target_mask(target: Target, scores: torch.Tensor, budget: Budget, config: Pr
     Raises:
         RuntimeError: a score is not finite or negative.
     """
-    low, high = scores.aminmax()  # NaN comes through, and fails both comparisons
+    low, high = scores.aminmax() if scores.numel() else (0, 0)  # NaN comes through, and fails both comparisons
     if not (low >= 0 and high < math.inf):
         raise RuntimeError(f"the {config.score} scores of {target.name} are not all finite and >= 0.")
     pieces = []
     for slot, count in budget.of(target):
         own = slot.cut(scores)
+        first = shard.first.get(slot.name, 0)
         if config.group is not None:
-            pieces.append(group_mask(own, *config.group, slot.name, config.seed))
+            pieces.append(group_mask(own, *config.group, slot.name, config.seed, first))
         elif config.allocation == "per-row":
-            pieces.append(row_mask(own, divide(count, [own.shape[1]] * len(own)), slot.name, config.seed))
+            counts = divide(count, [own.shape[1]] * (slot.stop - slot.start))[first : first + len(own)]
+            pieces.append(row_mask(own, counts, slot.name, config.seed, first))
         else:
-            pieces.append(tensor_mask(own, count, slot.name, config.seed))
+            pieces.append(tensor_mask(own, count, slot.name, config.seed, slot.size, shard))
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
-def tensor_mask(scores: torch.Tensor, count: int, name: str, seed: int) -> torch.Tensor:
-    """Drop the `count` lowest scores of a tensor; equal ones by the seeded order of `selection.tie_order`."""
-    return Keeper(lowest(lambda: [(name, scores)], count, scores.numel(), seed)).keep(name, scores)
+def tensor_mask(
+    scores: torch.Tensor, count: int, name: str, seed: int, size: int | None = None, shard: Shard = WHOLE
+) -> torch.Tensor:
+    """Drop the `count` lowest scores of a tensor; equal ones by the seeded order of `selection.tie_order`.
+
+    `size` is that of the whole tensor, of which `scores` are the rows that the shard holds.
+    """
+    size = scores.numel() if size is None else size
+    return Keeper(lowest(lambda: [(name, scores)], count, size, seed, shard), shard).keep(name, scores)
 
 
-def row_mask(scores: torch.Tensor, counts: list[int], name: str, seed: int) -> torch.Tensor:
-    """Drop the counts[i] lowest scores of row i: (out, in) -> bool (out, in)."""
+def row_mask(scores: torch.Tensor, counts: list[int], name: str, seed: int, first: int = 0) -> torch.Tensor:
+    """Drop the counts[i] lowest scores of row i, which is row first + i of the tensor: (out, in) -> bool (out, in)."""
     keep = torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
     limits = torch.tensor(counts, device=scores.device)
     step = max(1, (1 << 20) // scores.shape[1])
     for start in range(0, len(scores), step):
-        rank = _rank(scores[start : start + step], start * scores.shape[1], name, seed)
+        rank = _rank(scores[start : start + step], (first + start) * scores.shape[1], name, seed)
         keep[start : start + step] = rank >= limits[start : start + step, None]
     return keep
 
 
-def group_mask(scores: torch.Tensor, kept: int, of: int, name: str, seed: int) -> torch.Tensor:
+def group_mask(scores: torch.Tensor, kept: int, of: int, name: str, seed: int, first: int = 0) -> torch.Tensor:
     """Keep the `kept` highest of every `of` neighbours in a row: (out, in) -> bool (out, in)."""
     groups = scores.reshape(-1, of)
-    return row_mask(groups, [of - kept] * len(groups), name, seed).view(scores.shape)
+    first = first * scores.shape[1] // of
+    return row_mask(groups, [of - kept] * len(groups), name, seed, first).view(scores.shape)
 
 
 def _rank(scores: torch.Tensor, offset: int, name: str, seed: int) -> torch.Tensor:

@@ -32,6 +32,7 @@ class Recovery:
         length: tokens of a sequence, at least 2.
         distill: learn from the dense model, with the weights of the pruning config; otherwise cross-entropy alone.
         gradual: prune in training, by the schedule of the pruning config, instead of before it (arXiv 2505.08299).
+        bf16: run the products in bfloat16; the weights stay float32.
 
     Raises:
         ValueError: a number is out of range.
@@ -44,6 +45,7 @@ class Recovery:
     length: int = 512
     distill: bool = True
     gradual: bool = False
+    bf16: bool = False
 
     def __post_init__(self) -> None:
         for name, low in (("steps", 1), ("batch_size", 1), ("length", 2)):
@@ -139,6 +141,7 @@ def _arguments(folder: str, model: PreTrainedModel, config: PruningConfig, recov
         lr_scheduler_type="cosine",
         warmup_steps=max(1, recovery.steps // 10),
         max_grad_norm=1.0,
+        bf16=recovery.bf16,
         logging_steps=max(1, recovery.steps // 20),
         save_strategy="no",
         report_to="none",

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 import torch
 
 from hf_mamba_prune import native
+from hf_mamba_prune.distributed import WHOLE, Shard
 
 Visit = Callable[[], Iterable[tuple[str, torch.Tensor]]]
 """Gives (name, scores) of every tensor of the ranking, anew and in the same order at each call."""
@@ -71,7 +72,7 @@ class Threshold:
     ties: Mapping[str, torch.Tensor] | None = field(default=None, compare=False, repr=False)
 
 
-def lowest(visit: Visit, count: int, total: int, seed: int) -> Threshold:
+def lowest(visit: Visit, count: int, total: int, seed: int, shard: Shard = WHOLE) -> Threshold:
     """The threshold under which exactly `count` scores of all tensors lie.
 
     Args:
@@ -79,6 +80,7 @@ def lowest(visit: Visit, count: int, total: int, seed: int) -> Threshold:
         count: 0 to `total`.
         total: number of scores.
         seed: decides among equal scores.
+        shard: where every rank visits its own rows (rows, in) of the tensors; the threshold is that of all of them.
 
     Raises:
         ValueError: fewer scores than `count`.
@@ -89,9 +91,10 @@ def lowest(visit: Visit, count: int, total: int, seed: int) -> Threshold:
         return Threshold(0, 0, 0, seed)
 
     def keys(prefix: int, done: int, bits: int) -> torch.Tensor:
-        return sum(native.radix_histogram(scores.flatten(), prefix, done, bits).cpu() for _, scores in visit())
+        own = (native.radix_histogram(scores.flatten(), prefix, done, bits).cpu() for _, scores in visit())
+        return shard.sum(sum(own))
 
-    near = _near_sample(visit, count, total)
+    near = _near_sample(visit, count, total) if shard.group is None else None
     if near:
         key, rest, ties = near
         equal = sum(len(positions) for _, positions in ties)
@@ -108,11 +111,11 @@ def lowest(visit: Visit, count: int, total: int, seed: int) -> Threshold:
         histogram = torch.zeros(1 << bits, dtype=torch.int64)
         for name, scores in visit():
             for ties in _ties(scores.flatten(), key):
-                order = tie_order(ties, name, seed)
+                order = tie_order(ties + shard.offset(name, scores.shape[-1]), name, seed)
                 order = order[(order >> (_HASH_BITS - done)) == prefix]
                 bins = (order >> (_HASH_BITS - done - bits)) & ((1 << bits) - 1)
                 histogram += torch.bincount(bins, minlength=1 << bits).cpu()
-        return histogram
+        return shard.sum(histogram)
 
     order, rest, _ = _descend(orders, (20, 20, 20), rest)
     return Threshold(key, order, rest, seed)
@@ -180,10 +183,13 @@ def _descend(histogram: Callable, passes: tuple[int, ...], count: int) -> tuple[
 
 
 class Keeper:
-    """Applies a threshold to the tensors of its ranking, one by one and in the same order."""
+    """Applies a threshold to the tensors of its ranking, one by one and in the same order.
 
-    def __init__(self, threshold: Threshold) -> None:
-        self._threshold = threshold
+    Where rows are divided over ranks, each applies it to its own.
+    """
+
+    def __init__(self, threshold: Threshold, shard: Shard = WHOLE) -> None:
+        self._threshold, self._shard = threshold, shard
         self._left = threshold.at_order
 
     def keep(self, name: str, scores: torch.Tensor) -> torch.Tensor:
@@ -196,7 +202,7 @@ class Keeper:
             return keep.view(scores.shape)
         known = threshold.ties
         for ties in _ties(flat, threshold.key) if known is None else [known[name].to(flat.device)]:
-            order = tie_order(ties, name, threshold.seed)
+            order = tie_order(ties + self._shard.offset(name, scores.shape[-1]), name, threshold.seed)
             exact = ties[order == threshold.order]
             keep[ties[order > threshold.order]] = True
             keep[exact[self._left :]] = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.distillation import distill, distill_head
 from hf_mamba_prune.gradual import STATE_NAME, GradualPruner
 from hf_mamba_prune.native import use_native
+from hf_mamba_prune.report import SparsityFacts
 from hf_mamba_prune.training_report import TrainingRecord
 
 
@@ -119,6 +121,7 @@ class PruningTrainer(Trainer):
         self._record = TrainingRecord(self.model, pruning_config, self._pruning.attach(self.model))
         # Before the callbacks that report, so that they see the sparsity in the logs.
         self.callback_handler.callbacks.insert(0, self._pruning)
+        self._counted: SparsityFacts | None = None
         self.teacher = teacher
         if teacher is not None:
             teacher.requires_grad_(False).eval().to(self.args.device)
@@ -186,7 +189,7 @@ class PruningTrainer(Trainer):
         dataset: str | list[str] | None = None,
         **ignored: object,
     ) -> None:
-        """The card, the report and the figures that the command writes, into the output folder.
+        """The card, the report and the figures that the command writes, into the output folder. Call it on every rank.
 
         Args:
             language: of the model.
@@ -194,8 +197,17 @@ class PruningTrainer(Trainer):
             dataset: that it was trained on; default: what a data set of the Hub says of itself.
             **ignored: what `Trainer.create_model_card` takes and this card has no place for.
         """
+        counted = self._counted or self._record.count(self.pruner)
         if self.is_world_process_zero():
-            self._record.write(self, self.pruner, license, language, dataset)
+            self._record.write(self, counted, license, language, dataset)
+
+    def push_to_hub(self, *args, **kwargs):
+        """`Trainer.push_to_hub`; what the card says of the zeros is counted on every rank first."""
+        self._counted = self._record.count(self.pruner)
+        try:
+            return super().push_to_hub(*args, **kwargs)
+        finally:
+            self._counted = None
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -203,8 +215,7 @@ class PruningTrainer(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save:
-            self.pruner.save(Path(output_dir))
+        self.pruner.save(Path(output_dir), write=self.args.should_save)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -225,6 +236,11 @@ class PruningTrainer(Trainer):
         return self.pruner.finished(self.state.global_step) and super()._determine_best_metric(metrics, trial)
 
 
+def _fsdp_version(args: TrainingArguments) -> int:
+    """Of the arguments, or else of `accelerate launch`, which hands it on so and takes 1 where nothing is said."""
+    return args.fsdp_plugin_args["fsdp_version"] if args.fsdp else int(os.environ.get("FSDP_VERSION", "1"))
+
+
 def _check_arguments(args: TrainingArguments) -> None:
     """Refuse ways of training on many devices that would break the masks.
 
@@ -238,5 +254,8 @@ def _check_arguments(args: TrainingArguments) -> None:
         )
     if kind == DistributedType.DEEPSPEED or args.deepspeed:
         raise ValueError("DeepSpeed keeps weights of its own beside the model's: use DDP through `accelerate launch`.")
-    if kind == DistributedType.FSDP or args.fsdp:
-        raise ValueError("sharded training (FSDP) is not supported yet: use DDP through `accelerate launch`.")
+    if (kind == DistributedType.FSDP or args.fsdp) and _fsdp_version(args) != 2:
+        raise ValueError(
+            "FSDP1 flattens the weights, and masks have no place in what comes out: use FSDP2 (`fsdp_version: 2` in "
+            "the config of accelerate, or `fsdp_config={'fsdp_version': 2}`), or DDP."
+        )

@@ -17,7 +17,7 @@ from hf_mamba_prune.environment import hardware, versions
 from hf_mamba_prune.figures import draw_figures
 from hf_mamba_prune.gradual import GradualPruner
 from hf_mamba_prune.origin import Origin, model_facts
-from hf_mamba_prune.report import PruningReport, RecoveryFacts, TaskMetrics
+from hf_mamba_prune.report import PruningReport, RecoveryFacts, SparsityFacts, TaskMetrics
 
 
 class TrainingRecord:
@@ -37,10 +37,15 @@ class TrainingRecord:
         self._facts = model_facts(model, Origin(name))
         self._zeros = ZeroCounter(model, pruner.targets)
 
+    def count(self, pruner: GradualPruner) -> SparsityFacts:
+        """The zeros now; where FSDP2 divides the weights, every rank must ask."""
+        at_ceiling = pruner.budget.at_ceiling if pruner.budget else ()
+        return self._zeros.facts(self._config.sparsity, pruner.masked(), at_ceiling)
+
     def write(
         self,
         trainer: Trainer,
-        pruner: GradualPruner,
+        sparsity: SparsityFacts,
         license: str | None = None,
         language: str | list[str] | None = None,
         dataset: str | list[str] | None = None,
@@ -49,7 +54,7 @@ class TrainingRecord:
 
         Args:
             trainer: after the training.
-            pruner: its masks.
+            sparsity: what `count` found.
             license: default: that of the base model's repository.
             language: of the model.
             dataset: that it was trained on; default: what a data set of the Hub says of itself.
@@ -57,11 +62,10 @@ class TrainingRecord:
         facts = self._facts
         languages = (language,) if isinstance(language, str) else tuple(language or ())
         from_hub, found = _repository(self._id)
-        at_ceiling = pruner.budget.at_ceiling if pruner.budget else ()
         report = PruningReport(
             config=self._config.to_dict(),
             model=replace(facts, license=license or found, language=languages, from_hub=from_hub),
-            sparsity=self._zeros.facts(self._config.sparsity, pruner.masked(), at_ceiling),
+            sparsity=sparsity,
             calibration=None,
             before=(),
             after=(),

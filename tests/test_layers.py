@@ -16,8 +16,8 @@ NAME = "hf_mamba_prune"
 
 LAYERS = {
     1: "config schedules report progress recipes demo",
-    2: "architectures",
-    3: "scores masks slots divisions allocation selection reconstruction distributed calibration native",
+    2: "architectures distributed",
+    3: "scores masks slots divisions allocation selection reconstruction calibration native",
     4: """
         pruning evaluation analysis checkpoint packed runtime heads tasks trainer distillation loading
         counting environment texts sequences metrics original_layout blocks repair plan
@@ -34,7 +34,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ONLY_IN = {"accelerate": {"distributed", "trainer"}, "gradio": set(), "typer": {"cli", "options", "summary", "demo"}}
 HEAVY = {"transformers", "datasets", "evaluate", "huggingface_hub"}
 NOT_IN = {name: {"torch", "numpy", "transformers", "datasets", "evaluate"} for name in LAYERS[1].split()}
-NOT_IN |= {name: HEAVY for name in f"architectures {LAYERS[3]}".split() if name not in ("distributed", "native")}
+NOT_IN |= {name: HEAVY for name in f"{LAYERS[2]} {LAYERS[3]}".split() if name != "native"}
 
 
 def piece(path: Path) -> str:
