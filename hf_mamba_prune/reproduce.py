@@ -16,6 +16,7 @@ from transformers import set_seed
 
 from hf_mamba_prune.architectures import find_targets
 from hf_mamba_prune.config import PruningConfig, closest
+from hf_mamba_prune.environment import CostMeter
 from hf_mamba_prune.tasks import TASKS, Scale, Splits, Task
 from hf_mamba_prune.tasks.components import component_metrics, component_table
 from hf_mamba_prune.tasks.results import DENSE, LONGER, METHODS, Result, table, write_whole
@@ -119,7 +120,9 @@ class Reproduction:
             config = PruningConfig(sparsity=sparsity, seed=seed, reconstruct=False, **METHODS[method][1])
             train(model, splits, scale, scale.recover_steps, seed, config, teacher)
         seconds = time.perf_counter() - started
-        metrics, test_seconds = measure(model, task, splits, scale)
+        meter = CostMeter()
+        with meter.step("measure"):
+            metrics, test_seconds = measure(model, task, splits, scale)
         model.save_pretrained(self._folder() / f"{method}-{sparsity:g}-{seed}")
         nonzero = sum(int((p != 0).sum()) for p in model.parameters())
         targets = find_targets(model)
@@ -127,7 +130,9 @@ class Reproduction:
         reached = zeros / sum(target.size for target in targets)
         if sparsity and abs(reached - sparsity) > 1e-3:
             raise RuntimeError(f"{method} ended at a sparsity of {reached:.4f} instead of {sparsity}.")
-        result = Result(task.name, method, sparsity, seed, metrics, nonzero, seconds, test_seconds, splits.stand_ins)
+        times = seconds, test_seconds
+        peak = meter.costs[0].peak_bytes
+        result = Result(task.name, method, sparsity, seed, metrics, nonzero, *times, splits.stand_ins, peak)
         result.save(self._path(method, sparsity, seed))
 
     def results(self) -> list[Result]:

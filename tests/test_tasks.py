@@ -270,9 +270,9 @@ def test_a_table_gives_mean_deviation_and_what_was_kept(tmp_path):
     for method, sparsity, values in (("dense", 0, (0.5, 0.7)), ("ours", 0.7, (0.5, 0.58))):
         for seed, value in enumerate(values):
             result = dict(task="image", method=method, sparsity=sparsity, seed=seed, metrics={"accuracy": value})
-            result |= dict(nonzero=1000, train_seconds=3.0, test_seconds=1.0)
+            result |= dict(nonzero=1000, train_seconds=3.0, test_seconds=1.0, test_bytes=5_000_000 + seed)
             (folder / f"{method}-{sparsity:g}-{seed}.json").write_text(json.dumps(result))
     shown = table(TASKS["image"], TASKS["image"].scales["small"], run_of.results())
     assert "| dense | 0% | 2 | 0.6000 +- 0.1414 | 100.0% |" in shown
-    assert "| 70% | 2 | 0.5400 +- 0.0566 | 90.0% |" in shown
+    assert "| 70% | 2 | 0.5400 +- 0.0566 | 90.0% | 1,000 | 3 | 1 | 5 |" in shown
     assert "Other than published: 16 x 16 pixels" in shown

@@ -36,6 +36,7 @@ class Result:
         train_seconds: of its training, or of its pruning and recovery.
         test_seconds: of running the test part.
         stand_ins: what was not the published data.
+        test_bytes: the most memory that the process held while it ran the test part; 0: not measured.
     """
 
     task: str
@@ -47,6 +48,7 @@ class Result:
     train_seconds: float
     test_seconds: float
     stand_ins: tuple[str, ...] = ()
+    test_bytes: int = 0
 
     def save(self, path: Path) -> None:
         """Write it, all of it or nothing."""
@@ -72,7 +74,17 @@ def table(task: Task, scale: Scale, results: list[Result]) -> str:
     if smaller:
         lines += [f"Other than published: {'; '.join(smaller)}.", ""]
     head = [f"{name} (mean +- deviation)" for name in task.metrics]
-    columns = ["method", "sparsity", "seeds", *head, "kept", "non-zero weights", "training, s", "test part, s"]
+    columns = [
+        "method",
+        "sparsity",
+        "seeds",
+        *head,
+        "kept",
+        "non-zero weights",
+        "training, s",
+        "test part, s",
+        "memory, MB",
+    ]
     lines += [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     groups: dict[tuple[str, float], list[Result]] = {}
     for result in results:
@@ -87,6 +99,7 @@ def table(task: Task, scale: Scale, results: list[Result]) -> str:
         cells += [
             f"{statistics.mean(getattr(r, name) for r in found):.0f}" for name in ("train_seconds", "test_seconds")
         ]
+        cells.append(f"{max(result.test_bytes for result in found) / 1e6:.0f}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
