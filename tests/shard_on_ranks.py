@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from hf_mamba_prune import PruningConfig, PruningTrainer, find_targets
 from hf_mamba_prune.gradual import GradualPruner
 
-STEPS, BATCH = 8, 4
+STEPS, BATCH = 8, 12  # which 2, 3 and 4 ranks divide
 GIVEN = {
     "global": dict(score="gradient-magnitude"),
     "uniform": dict(score="fisher", allocation="uniform"),
@@ -48,7 +48,8 @@ def trained(folder: Path, model: torch.nn.Module, rank: int, ranks: int) -> tupl
     trainer.control = trainer.callback_handler.on_train_begin(args, trainer.state, trainer.control)
     seen = []
     for step in range(STEPS):
-        rows = TOKENS[step * BATCH : (step + 1) * BATCH][rank * BATCH // ranks : (rank + 1) * BATCH // ranks]
+        batch = TOKENS[torch.arange(step * BATCH, (step + 1) * BATCH) % len(TOKENS)]
+        rows = batch.chunk(ranks)[rank]
         trainer.training_step(model, {"input_ids": rows, "labels": rows})
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         trainer.optimizer.step()
