@@ -72,7 +72,6 @@ def prune(
     sequences = None if gradual else _sequences(tokenizer, config, calibration)
     tokens = None if recovery is None else _training_tokens(model, tokenizer, config, recovery)
     zeros = ZeroCounter(model, targets)
-
     with meter.step("evaluate"):
         before, tasks_before = evaluation.run(model, tokenizer), evaluation.tasks.run(model, tokenizer)
     budget, repairs, trained = _prune_and_train(model, targets, config, sequences, recovery, tokens, meter)

@@ -91,7 +91,7 @@ class PruningTrainer(Trainer):
     """A drop-in for `Trainer` that prunes by a schedule and keeps zeros zero.
 
     A model that is sparse already is trained with its masks kept. With a teacher the loss is that of
-    `distillation.distill`. On a CPU the native kernels run the model. Works on one device and with DDP.
+    `distillation.distill`. On a CPU the native kernels run the model. Works on one device, with DDP and with FSDP2.
 
     Args:
         *args, **kwargs: those of `transformers.Trainer`.

@@ -31,7 +31,7 @@ LAYER = {name: number for number, names in LAYERS.items() for name in names.spli
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Who alone may import a package, and what some parts may not.
-ONLY_IN = {"accelerate": {"distributed", "trainer"}, "gradio": set(), "typer": {"cli", "options", "summary", "demo"}}
+ONLY_IN = {"accelerate": {"trainer"}, "gradio": set(), "typer": {"cli", "options", "summary", "demo"}}
 HEAVY = {"transformers", "datasets", "evaluate", "huggingface_hub"}
 NOT_IN = {name: {"torch", "numpy", "transformers", "datasets", "evaluate"} for name in LAYERS[1].split()}
 NOT_IN |= {name: HEAVY for name in f"{LAYERS[2]} {LAYERS[3]}".split() if name != "native"}

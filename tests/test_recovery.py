@@ -59,6 +59,19 @@ def test_bfloat16_is_trained_in_float32_and_saved_as_it_was(tokenizer):
     assert all(torch.equal(p, p.bfloat16().to(p.dtype)) for p in model.parameters())
 
 
+def test_autocast_changes_the_products_and_neither_weights_nor_zeros(tokenizer):
+    found = []
+    for bf16 in (False, True):
+        model = build_model("mamba")
+        report = prune(
+            model, tokenizer, PruningConfig(0.5, steps=1, **SMALL), TEXT, recovery=Recovery(**TRAINING, bf16=bf16)
+        )
+        assert zeros_of(model) == round(0.5 * sum(t.size for t in find_targets(model)))
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+        found.append(report.recovery.first_loss)
+    assert found[0] != found[1] and found[1] == pytest.approx(found[0], rel=0.02)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
