@@ -69,3 +69,15 @@ def test_gradients_go_to_the_student_only():
 def test_wrong_weights_are_refused(options):
     with pytest.raises(ValueError, match="ce_weight, kl_weight, hidden_weight are|temperature is"):
         PruningConfig(**options)
+
+
+def test_the_gradient_of_the_divergence_is_autograd_s():
+    """Of the definition; rows that do not count have none, whatever stands in them."""
+    counts = torch.tensor([True, True, False, True, True, True])
+    own, plain = (STUDENT[0].clone().requires_grad_() for _ in range(2))
+    with torch.no_grad():
+        own[2] = torch.nan
+    (3 * divergence(own, TEACHER[0], 2.0, counts)).backward()
+    p, q = (TEACHER[0][counts] / 2).softmax(-1), (plain[counts] / 2).softmax(-1)
+    (3 * 4 * (p * (p / q).log()).sum()).backward()
+    torch.testing.assert_close(own.grad, plain.grad)
