@@ -78,6 +78,7 @@ def calibrate(
     sequences: torch.Tensor,
     needs: frozenset[Need],
     batch_size: int = 4,
+    bf16: bool = False,
 ) -> Statistics:
     """Run the sequences through the model and gather what `needs` asks for.
 
@@ -87,6 +88,7 @@ def calibrate(
         sequences: token ids (samples, l), without padding.
         needs: which sums.
         batch_size: sequences per forward pass. Gradients are taken of one sequence at a time, whatever it is.
+        bf16: run the model's products in bfloat16; the sums stay as they are.
 
     Returns:
         Target name -> its statistics; empty when nothing is needed.
@@ -108,7 +110,7 @@ def calibrate(
             stack.enter_context(_gradient_hooks(model, targets, statistics, gradient_needs))
         stack.enter_context(torch.set_grad_enabled(bool(gradient_needs)))
         losses = [
-            _run(model, batch.to(model.device), bool(gradient_needs))
+            _run(model, batch.to(model.device), bool(gradient_needs), bf16)
             for batch in track(sequences.split(step), "calibrate", "batch")
         ]
     if gradient_needs:
@@ -117,9 +119,10 @@ def calibrate(
     return dict(statistics)
 
 
-def _run(model: nn.Module, batch: torch.Tensor, backward: bool) -> float | None:
+def _run(model: nn.Module, batch: torch.Tensor, backward: bool, bf16: bool) -> float | None:
     """One pass; with its gradients, the loss."""
-    logits = model(input_ids=batch, use_cache=False).logits
+    with torch.autocast(batch.device.type, torch.bfloat16, enabled=bf16):
+        logits = model(input_ids=batch, use_cache=False).logits
     if not backward:
         return None
     loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), batch[:, 1:].flatten())
@@ -178,12 +181,17 @@ def _input_hooks(
 
 @contextmanager
 def observe(model: nn.Module, tap: Tap, see: Callable[[torch.Tensor], None]) -> Iterator[None]:
-    """Call `see` with every (b, l, in) tensor that passes the tap, until the context ends."""
+    """Call `see` with every (b, l, in) tensor that passes the tap, until the context ends; never under autocast."""
     module = model.get_submodule(tap.module)
+
+    def show(x: torch.Tensor) -> None:
+        with torch.autocast(x.device.type, enabled=False):
+            see(tap.read(x).detach())
+
     if tap.side == "input":
-        handle = module.register_forward_pre_hook(lambda _, args: see(tap.read(args[0]).detach()))
+        handle = module.register_forward_pre_hook(lambda _, args: show(args[0]))
     else:
-        handle = module.register_forward_hook(lambda _, args, output: see(tap.read(output).detach()))
+        handle = module.register_forward_hook(lambda _, args, output: show(output))
     try:
         yield
     finally:

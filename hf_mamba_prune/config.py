@@ -47,12 +47,14 @@ class PruningConfig:
         components: the components to prune; empty means the architecture's defaults.
         component_sparsity: fixed sparsity of single components; the others take up the rest, so that the total holds.
         schedule: how the sparsity rises when `steps` > 1, a key of `schedules.SCHEDULES`.
-        steps: pruning steps, default 8, or 1 with an N:M pattern; before each, scores are measured anew. The first
-            sees all calibration sequences, those after it a random quarter of them.
+        steps: pruning steps, default 8, or 1 with an N:M pattern; before each, scores are measured anew, on a quarter
+            of the calibration sequences that is another one until all were seen (a half of two steps, all of one).
         reconstruct: after each step the kept linear weights take over what the pruned ones did, by least squares.
         damping: of the least squares, as a share of the mean squared input, 0 or more.
         calibration_samples: number of calibration sequences, at least 1.
         calibration_length: tokens per calibration sequence, at least 2.
+        calibration_bf16: run the products of the calibration in bfloat16, whatever the model's dtype; None: on a CPU
+            that has instructions for them. Sums and least squares stay float32 and float64.
         batch_size: sequences per forward pass of the calibration; changes speed and memory, never the result.
         start, end: in training, the shares of the run between which the sparsity rises, 0 <= start < end <= 1.
         measure: in training, where scores come from: `"training"`, a decayed average of the training gradients (the
@@ -83,6 +85,7 @@ class PruningConfig:
     damping: float = 0.01
     calibration_samples: int = 128
     calibration_length: int = 512
+    calibration_bf16: bool | None = None
     batch_size: int = 4
     start: float = 0.0
     end: float = 0.5
@@ -148,6 +151,7 @@ class PruningConfig:
         kinds |= {"measure": str}
         kinds |= {"components": (list, tuple), "component_sparsity": Mapping}
         kinds |= {} if self.ceiling is None else {"ceiling": number}
+        kinds |= {} if self.calibration_bf16 is None else {"calibration_bf16": bool}
         for name, kind in kinds.items():
             value = getattr(self, name)
             if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):

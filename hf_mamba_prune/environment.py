@@ -57,6 +57,14 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether a CPU has instructions for products of bfloat16: AVX-512 BF16 or AMX."""
+    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
+        return False
+    known = torch.cpu.get_capabilities()
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+
+
 class CostMeter:
     """Measures steps one after the other: `with meter.step("score"): ...`, then `meter.costs`."""
 

@@ -84,7 +84,7 @@ def make_plan(
             inner * _ACTIVATIONS * model.config.num_hidden_layers + 3 * model.config.vocab_size * (1 + distill)
         )
         memory = max(memory, training)
-    seen = config.calibration_samples * config.calibration_length * (1 + (config.steps - 1) / 4)
+    seen = config.calibration_samples * config.calibration_length * config.steps / min(config.steps, 4)
     return Plan(
         weights=weights,
         prunable=prunable,

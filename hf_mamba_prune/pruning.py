@@ -17,7 +17,7 @@ from hf_mamba_prune.checkpoint import round_to
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.counting import ZeroCounter
 from hf_mamba_prune.divisions import Curves
-from hf_mamba_prune.environment import CostMeter, hardware, versions
+from hf_mamba_prune.environment import CostMeter, hardware, multiplies_bfloat16, versions
 from hf_mamba_prune.evaluation import Evaluation
 from hf_mamba_prune.gradual import GradualPruner
 from hf_mamba_prune.masking import apply_masks, plan_masks
@@ -137,13 +137,14 @@ def _prune_in_steps(
     score = build_score(config)
     dense = _dense_weights(model, targets) if config.reconstruct else {}
     outside = [target for target in targets if not config.reconstruct or target.layer is None]
+    bf16 = multiplies_bfloat16(model.device) if config.calibration_bf16 is None else config.calibration_bf16
     curves: Curves | None = None
     repairs: tuple[RepairFacts, ...] = ()
     for step in range(1, config.steps + 1):
         sparsity = sparsity_at(config.schedule, step / config.steps, config.sparsity)
         seen = _sequences_of_step(sequences, step, config)
         with meter.step("calibrate"):
-            statistics = calibrate(model, targets, seen, score.needs, config.batch_size) if score.needs else {}
+            statistics = calibrate(model, targets, seen, score.needs, config.batch_size, bf16) if score.needs else {}
             if config.allocation == "sensitivity" and step == 1:
                 curves = measure_curves(model, targets, score, statistics, seen, config)
         with meter.step("mask"):
@@ -151,7 +152,7 @@ def _prune_in_steps(
             apply_masks(model, outside, mask_of)
         if config.reconstruct:
             with meter.step("reconstruct"):
-                repairs = repair(MemoryBlocks(model), targets, mask_of, dense, seen, config.damping)
+                repairs = repair(MemoryBlocks(model), targets, mask_of, dense, seen, config.damping, bf16)
         tell("prune", step, config.steps, sparsity=sparsity)
         del statistics, mask_of  # or the next step would gather its own beside them
     return budget, repairs
@@ -162,12 +163,13 @@ def _dense_weights(model: PreTrainedModel, targets: Sequence[Target]) -> dict[st
 
 
 def _sequences_of_step(sequences: torch.Tensor | None, step: int, config: PruningConfig) -> torch.Tensor | None:
-    """All of them in the first step, another random quarter in each later one."""
-    if sequences is None or step == 1:
-        return sequences
-    generator = torch.Generator().manual_seed(name_seed(f"step {step}", config.seed))
-    chosen = torch.randperm(len(sequences), generator=generator)[: (len(sequences) + 3) // 4]
-    return sequences[chosen]
+    """A random quarter of them, another one in each step until all were seen; more of them in fewer than 4 steps."""
+    if sequences is None:
+        return None
+    parts = min(config.steps, 4, len(sequences))
+    turn, part = divmod(step - 1, parts)
+    order = torch.Generator().manual_seed(name_seed(f"turn {turn}", config.seed))
+    return sequences[torch.randperm(len(sequences), generator=order)[part::parts]]
 
 
 def needs_data(config: PruningConfig) -> bool:

@@ -15,7 +15,8 @@ import torch
 
 _RESTARTS = 4
 _NOISE = 1e-6
-_LOOK = 8
+_MARGIN = 0.25
+_LOOK = 4
 """Iterations between looks at which rows are done."""
 
 
@@ -44,6 +45,7 @@ def reconstruct(
     damping: float = 0.01,
     tolerance: float = 1e-3,
     max_iterations: int = 200,
+    start: torch.Tensor | None = None,
 ) -> Reconstruction:
     """The kept weights that reproduce the dense output best.
 
@@ -54,6 +56,7 @@ def reconstruct(
         damping: added to the diagonal, as a share of its mean, 0 or more; it holds the result near the dense weight.
         tolerance: of the residual of each row, beside that of a row without any weight.
         max_iterations: products with H, at most, in each of up to four restarts.
+        start: (out, in), where to begin; None: at the dense weight. It changes how long it takes, not what comes out.
 
     Raises:
         ValueError: shapes do not fit.
@@ -75,15 +78,16 @@ def reconstruct(
     scale[scale == 0] = 1  # an input that is never there
     system /= scale * scale[:, None]
     wanted = dense * scale
-    found, iterations = _solve(system, wanted, support, tolerance, max_iterations)
-    masked, solved = dense * support, (found / scale).float()
-    whole = _energy(dense, hessian)
-    before, after = _energy(dense - masked, hessian), _energy(dense - solved.double(), hessian)
+    begin = (wanted if start is None else start.double() * scale) * support
+    found, iterations = _solve(system, wanted, begin, support, tolerance, max_iterations)
+    solved, fast = (found / scale).float(), hessian.float()
+    whole, before, after = (_energy(rows, fast) for rows in (weight, weight * ~support, weight - solved))
     return Reconstruction(solved, _share(before, whole), _share(after, whole), iterations)
 
 
 def _energy(rows: torch.Tensor, hessian: torch.Tensor) -> float:
-    return float(((rows @ hessian) * rows).sum())
+    rows = rows.float()
+    return max(0.0, float(((rows @ hessian) * rows).sum(dtype=torch.float64)))
 
 
 def _share(part: float, whole: float) -> float:
@@ -91,11 +95,17 @@ def _share(part: float, whole: float) -> float:
 
 
 def _solve(
-    system: torch.Tensor, wanted: torch.Tensor, support: torch.Tensor, tolerance: float, max_iterations: int
+    system: torch.Tensor,
+    wanted: torch.Tensor,
+    found: torch.Tensor,
+    support: torch.Tensor,
+    tolerance: float,
+    max_iterations: int,
 ) -> tuple[torch.Tensor, int]:
-    """y on the support with (system y) = (system wanted) there, rows by conjugate gradients; and the products made."""
-    found, fast = wanted * support, system.float()
-    limit = ((wanted @ system) * support).square().sum(1) * tolerance**2
+    """y on the support with (system y) = (system wanted) there, rows by conjugate gradients from `found`, which is
+    written to; and the products made."""
+    fast = system.float()
+    limit = ((wanted.float() @ fast) * support).square().sum(1).double() * tolerance**2
     open_rows, iterations = torch.arange(len(wanted), device=wanted.device), 0
     for _ in range(_RESTARTS):
         mask = support[open_rows]
@@ -114,8 +124,8 @@ def _conjugate_gradients(
     system: torch.Tensor, residual: torch.Tensor, mask: torch.Tensor, limit: torch.Tensor, max_iterations: int
 ) -> tuple[torch.Tensor, int]:
     """The correction that a residual asks for, in float32; rows that are done leave the products."""
-    # A tenth of the limit, so that one restart is enough; no further than float32 can go.
-    limit = torch.maximum(limit * 0.01, residual.square().sum(1) * 1e-11).float()
+    # A little below the limit, so that one start is enough; no further than float32 can go.
+    limit = torch.maximum(limit * _MARGIN, residual.square().sum(1) * 1e-11).float()
     total = torch.zeros_like(residual, dtype=torch.float32)
     rows = torch.arange(len(residual), device=residual.device)
     residual, mask = residual.float(), mask.float()

@@ -39,6 +39,7 @@ def repair(
     dense: Mapping[str, torch.Tensor],
     sequences: torch.Tensor,
     damping: float,
+    bf16: bool = False,
 ) -> tuple[RepairFacts, ...]:
     """Prune the targets in the blocks, and let the kept weights take over what the pruned ones did.
 
@@ -49,6 +50,7 @@ def repair(
         dense: the weights before any pruning, (out, in), by target name: what is reconstructed.
         sequences: token ids (samples, l); run one by one, so that no batch size can change the result.
         damping: see `reconstruction.reconstruct`.
+        bf16: run the products of the blocks in bfloat16; what is between the blocks, and the least squares, are not.
 
     Returns:
         The error of each reconstructed target, before and after.
@@ -67,9 +69,10 @@ def repair(
                     weight.masked_fill_(~mask_of(target), 0)
             for stage in _STAGES:
                 part = [target for target in own if target.kind == "linear" and target.component in stage]
-                facts += _repair_stage(block, blocks.prefix(index), part, mask_of, dense, states, damping)
-            for i, state in enumerate(states):
-                states[i] = block(state)
+                facts += _repair_stage(block, blocks.prefix(index), part, mask_of, dense, states, damping, bf16)
+            with torch.autocast(states[0].device.type, torch.bfloat16, enabled=bf16):
+                for i, state in enumerate(states):
+                    states[i] = block(state)
     return tuple(facts)
 
 
@@ -81,17 +84,22 @@ def _repair_stage(
     dense: Mapping[str, torch.Tensor],
     states: Sequence[torch.Tensor],
     damping: float,
+    bf16: bool,
 ) -> Iterator[RepairFacts]:
     if not targets:
         return
     taps = {target.name: replace(target.tap, module=target.tap.module.removeprefix(prefix)) for target in targets}
-    hessians = _hessians(block, set(taps.values()), states)
+    with torch.autocast(states[0].device.type, torch.bfloat16, enabled=bf16):
+        hessians = _hessians(block, set(taps.values()), states)
     for target in targets:
         if taps[target.name] not in hessians:
             raise RuntimeError(f"{target.name} saw no token: its row of the architecture table does not fit.")
         hessian = hessians[taps[target.name]]
-        found = reconstruct(dense[target.name], mask_of(target), hessian, damping)
-        _weight(block, target, prefix).copy_(found.weight)
+        weight = _weight(block, target, prefix)
+        keep = mask_of(target)
+        # Between two steps of a schedule little changes: what the last one found is near.
+        found = reconstruct(dense[target.name], keep, hessian, damping, start=weight)
+        weight.copy_(found.weight)
         yield RepairFacts(target.name, found.before, found.after, found.iterations)
 
 

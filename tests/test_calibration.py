@@ -10,7 +10,7 @@ from tiny_models import VOCABULARY, build_model
 from torch.nn import functional as F
 
 from hf_mamba_prune.architectures import Tap, Target, component_rows, find_targets
-from hf_mamba_prune.calibration import GRADIENT_TERMS, Need, calibrate, observe
+from hf_mamba_prune.calibration import GRADIENT_TERMS, INPUT_NEEDS, Need, calibrate, observe
 
 SEQUENCES = torch.randint(VOCABULARY, (8, 10), generator=torch.Generator().manual_seed(2))
 GRADIENTS = frozenset(GRADIENT_TERMS)
@@ -201,3 +201,17 @@ def test_the_loss_is_that_of_the_next_token(mamba):
     losses = [F.cross_entropy(logits[0, i], SEQUENCES[0, i + 1]) for i in range(SEQUENCES.shape[1] - 1)]
     (wanted,) = torch.autograd.grad(torch.stack(losses).mean(), mamba.get_parameter(target.name))
     torch.testing.assert_close(found.sums[Need.GRADIENT_SUM], wanted, rtol=1e-4, atol=1e-7)
+
+
+def test_products_in_bfloat16_change_little_and_no_dtype(model):
+    """What is summed stays in its own precision: only the model's own products are rounded."""
+    targets = find_targets(model)
+    needs = GRADIENTS | {Need.INPUT_SQUARE, Need.INPUT_PRODUCT}
+    exact, rounded = (calibrate(model, targets, SEQUENCES, needs, bf16=bf16) for bf16 in (False, True))
+    for target in targets:
+        for need in needs:
+            wanted, found = exact[target.name].sums[need], rounded[target.name].sums[need]
+            assert found.dtype == wanted.dtype and (found - wanted).norm() < 0.1 * wanted.norm()
+            # No product comes before the first input, and every gradient has come through some.
+            untouched = target.layer == 0 and target.component == "in_proj" and need in INPUT_NEEDS
+            assert torch.equal(found, wanted) == untouched

@@ -26,6 +26,7 @@ EVERY_FIELD = dict(
     reconstruct=False,
     damping=0.05,
     calibration_samples=5,
+    calibration_bf16=True,
     calibration_length=64,
     batch_size=2,
     start=0.1,

@@ -309,3 +309,21 @@ def test_old_statistics_are_gone_before_new_ones_are_gathered(mamba, tokenizer, 
     monkeypatch.setattr(pruning, "calibrate", watched)
     prune(mamba, tokenizer, PruningConfig(0.5, steps=3, **SMALL), TEXT)
     assert alive
+
+
+@pytest.mark.parametrize(("steps", "samples", "parts"), [(8, 12, 4), (3, 12, 3), (1, 12, 1), (8, 2, 2)])
+def test_the_steps_see_all_calibration_sequences_in_turns(mamba, tokenizer, monkeypatch, steps, samples, parts):
+    seen = []
+
+    def watched(model, targets, sequences, *rest):
+        seen.append({tuple(sequence.tolist()) for sequence in sequences})
+        return calibrate(model, targets, sequences, *rest)
+
+    drawn = torch.arange(samples * 3).view(samples, 3)
+    monkeypatch.setattr(pruning, "sample_sequences", lambda *_: drawn)
+    monkeypatch.setattr(pruning, "calibrate", watched)
+    prune(mamba, tokenizer, PruningConfig(0.5, steps=steps, calibration_samples=samples), TEXT)
+    everything = set(map(tuple, drawn.tolist()))
+    assert len(seen) == steps and {len(part) for part in seen} == {samples // parts}
+    for turn in range(0, steps // parts * parts, parts):
+        assert set().union(*seen[turn : turn + parts]) == everything

@@ -109,3 +109,13 @@ def test_the_noise_of_a_singular_hessian_is_no_information(damping):
         found = reconstruct(weight, keep, (x.T @ x).double() / 400, damping)
         assert found.weight.abs().max() < 1e5
         assert -1e-3 < found.after <= found.before
+
+
+def test_where_it_begins_changes_only_how_long_it_takes():
+    x, weight = inputs(400, 30), torch.randn(9, 30)
+    keep = torch.rand(9, 30) > 0.6
+    cold = reconstruct(weight, keep, moment(x), tolerance=1e-6)
+    far = reconstruct(weight, keep, moment(x), tolerance=1e-6, start=torch.randn(9, 30))
+    near = reconstruct(weight, keep, moment(x), tolerance=1e-6, start=cold.weight)
+    torch.testing.assert_close(far.weight, cold.weight, rtol=1e-4, atol=1e-5)
+    assert near.iterations < cold.iterations and (far.weight[~keep] == 0).all()

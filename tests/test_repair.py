@@ -24,9 +24,9 @@ def half(target):
     return draw < 0.5
 
 
-def repaired(model, targets, mask_of=half):
+def repaired(model, targets, mask_of=half, bf16=False):
     dense = {target.name: target.weight(model).clone() for target in targets}
-    return dense, repair(MemoryBlocks(model), targets, mask_of, dense, SEQUENCES, 0.01)
+    return dense, repair(MemoryBlocks(model), targets, mask_of, dense, SEQUENCES, 0.01, bf16)
 
 
 def test_blocks_one_after_the_other_are_the_model(model):
@@ -112,3 +112,14 @@ def test_a_tap_that_never_fires_stops_the_run_and_leaves_no_hook():
         repaired(model, wrong)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert not model.training
+
+
+def test_blocks_in_bfloat16_are_repaired_as_well(model):
+    targets = find_targets(model)
+    twin = copy.deepcopy(model)
+    exact, rounded = repaired(model, targets)[1], repaired(twin, targets, bf16=True)[1]
+    for own, other in zip(exact, rounded, strict=True):
+        assert other.after < other.before and abs(own.after - other.after) < 0.05 * own.before
+    for target in targets:
+        assert target.weight(twin).dtype == torch.float32
+        assert torch.equal(target.weight(model) == 0, target.weight(twin) == 0)
