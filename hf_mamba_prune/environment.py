@@ -57,8 +57,10 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether a CPU has instructions for products of bfloat16: AVX-512 BF16 or AMX."""
+def in_bfloat16(wanted: bool | None, device: torch.device) -> bool:
+    """What was asked for; None: whether a CPU has instructions for products of bfloat16 (AVX-512 BF16, AMX)."""
+    if wanted is not None:
+        return wanted
     if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
         return False
     known = torch.cpu.get_capabilities()

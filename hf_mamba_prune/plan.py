@@ -12,6 +12,7 @@ from hf_mamba_prune.allocation import total_to_prune
 from hf_mamba_prune.architectures import find_targets
 from hf_mamba_prune.calibration import GRADIENT_TERMS
 from hf_mamba_prune.config import PruningConfig
+from hf_mamba_prune.environment import in_bfloat16
 from hf_mamba_prune.scores import build_score
 
 _BYTES = 4
@@ -85,21 +86,22 @@ def make_plan(
         )
         memory = max(memory, training)
     seen = config.calibration_samples * config.calibration_length * config.steps / min(config.steps, 4)
+    dtype = torch.bfloat16 if in_bfloat16(config.calibration_bf16, torch.device("cpu")) else torch.float32
+    seconds = seen * per_token / _operations_per_second(dtype)
+    seconds += (solving + training_tokens * weights * (6 + 2 * distill)) / _operations_per_second(torch.float32)
     return Plan(
         weights=weights,
         prunable=prunable,
         zeros=total_to_prune(targets, config, config.sparsity),
         memory_bytes=_BYTES * (weights + memory),
-        seconds=(seen * per_token + solving + training_tokens * weights * (6 + 2 * distill))
-        / _operations_per_second()
-        * 1.5,
+        seconds=seconds * 1.5,
         components=components,
     )
 
 
-def _operations_per_second() -> float:
+def _operations_per_second(dtype: torch.dtype) -> float:
     """What this processor does in a matrix product of a model's kind, measured in a moment."""
-    left, right = torch.randn(512, 768), torch.randn(768, 1536)
+    left, right = torch.randn(512, 768).to(dtype), torch.randn(768, 1536).to(dtype)
     left @ right
     started = time.perf_counter()
     for _ in range(8):

@@ -17,7 +17,7 @@ from hf_mamba_prune.checkpoint import round_to
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.counting import ZeroCounter
 from hf_mamba_prune.divisions import Curves
-from hf_mamba_prune.environment import CostMeter, hardware, multiplies_bfloat16, versions
+from hf_mamba_prune.environment import CostMeter, hardware, in_bfloat16, versions
 from hf_mamba_prune.evaluation import Evaluation
 from hf_mamba_prune.gradual import GradualPruner
 from hf_mamba_prune.masking import apply_masks, plan_masks
@@ -137,7 +137,7 @@ def _prune_in_steps(
     score = build_score(config)
     dense = _dense_weights(model, targets) if config.reconstruct else {}
     outside = [target for target in targets if not config.reconstruct or target.layer is None]
-    bf16 = multiplies_bfloat16(model.device) if config.calibration_bf16 is None else config.calibration_bf16
+    bf16 = in_bfloat16(config.calibration_bf16, model.device)
     curves: Curves | None = None
     repairs: tuple[RepairFacts, ...] = ()
     for step in range(1, config.steps + 1):
