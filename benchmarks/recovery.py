@@ -43,7 +43,6 @@ from hf_mamba_prune.loading import LoadedModel
 from hf_mamba_prune.recovery import recover
 
 DATA = Path(os.environ.get("HF_MAMBA_PRUNE_DATA", "../shared/data"))
-OURS = dict(hidden_weight=1.0)
 PAPER = dict(score="gradient-magnitude", reconstruct=False)
 GRADUAL, DISTILLED, PLAIN = dict(gradual=True, distill=False), dict(distill=True), dict(distill=False)
 
@@ -53,15 +52,15 @@ ROWS: dict[str, tuple[dict, dict | None]] = {
     "rtn4": ({}, None),
     "small": ({}, None),
     "paper": (PAPER, GRADUAL),
-    "ours": (OURS, DISTILLED),
-    "ours-kl": ({}, DISTILLED),
+    "ours": ({}, DISTILLED),
     "ours-ce": ({}, PLAIN),
-    "ours-mask": (OURS | dict(reconstruct=False), DISTILLED),
-    "ours-once": (OURS | dict(steps=1), DISTILLED),
-    "ours-linear": (OURS | dict(schedule="linear"), DISTILLED),
-    "ours-uniform": (OURS | dict(allocation="uniform"), DISTILLED),
-    "ours-gradient": (OURS | dict(score="gradient-magnitude"), DISTILLED),
-    "ours-magnitude": (OURS | dict(score="magnitude"), DISTILLED),
+    "ours-mask": (dict(reconstruct=False), DISTILLED),
+    "ours-once": (dict(steps=1), DISTILLED),
+    "ours-linear": (dict(schedule="linear"), DISTILLED),
+    "ours-uniform": (dict(allocation="uniform"), DISTILLED),
+    "ours-gradient": (dict(score="gradient-magnitude"), DISTILLED),
+    "ours-magnitude": (dict(score="magnitude"), DISTILLED),
+    "ours-hidden": (dict(hidden_weight=1.0), DISTILLED),
     "paper-magnitude": (PAPER | dict(alpha=0.0), GRADUAL),
     "paper-half": (PAPER | dict(alpha=0.5), GRADUAL),
     "paper-linear": (PAPER | dict(schedule="linear"), GRADUAL),

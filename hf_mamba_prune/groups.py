@@ -118,7 +118,6 @@ class PruningOptions:
             steps=self.steps,
             reconstruct=recipe.get("reconstruct", True) and not self.no_reconstruct,
             damping=self.damping,
-            hidden_weight=recipe.get("hidden_weight", DEFAULT.hidden_weight),
             calibration_samples=data.calibration_samples,
             calibration_length=data.calibration_length,
             batch_size=self.batch_size,

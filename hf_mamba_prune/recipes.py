@@ -41,7 +41,7 @@ class Recipe:
 
 RECIPES = {
     "quick": Recipe(_NONE, MappingProxyType({"steps": 0})),
-    "standard": Recipe(MappingProxyType({"hidden_weight": 1.0}), MappingProxyType({"steps": 500, "distill": True})),
+    "standard": Recipe(_NONE, MappingProxyType({"steps": 500, "distill": True})),
     "paper": Recipe(
         MappingProxyType({"score": "gradient-magnitude", "reconstruct": False}),
         MappingProxyType({"steps": 500, "distill": False, "gradual": True}),
