@@ -146,7 +146,7 @@ def _prune_in_steps(
         with meter.step("calibrate"):
             statistics = calibrate(model, targets, seen, score.needs, config.batch_size, bf16) if score.needs else {}
             if config.allocation == "sensitivity" and step == 1:
-                curves = measure_curves(model, targets, score, statistics, seen, config)
+                curves = measure_curves(model, targets, score, statistics, sequences, config)
         with meter.step("mask"):
             budget, mask_of = plan_masks(model, targets, score, statistics, config, sparsity, curves)
             apply_masks(model, outside, mask_of)
