@@ -50,7 +50,7 @@ def test_a_model_on_the_hub_is_read_without_its_weights(hub):
     "limits, reason",
     [
         (Limits(memory_gb=0.001), "of memory"),
-        (Limits(minutes=0.001), "it would take about"),
+        (Limits(minutes=1e-6), "it would take about"),
         (Limits(download_gb=1e-6), "its weights are"),
     ],
 )
