@@ -1,15 +1,15 @@
 """Recovery by training: the paper's recipe, ours, and the dense model fine-tuned, on the same tokens.
 
     python benchmarks/recovery.py [--rows dense paper ours ...] [--sparsity 0.7] [--steps 500] [--lr 1e-3] [--seeds 0]
-        [--valid] [--threads 2] [--table]
+        [--texts wiki.test.raw wiki.valid.tokens] [--threads 2] [--table]
 
 The model is mamba-wiki-3m, the tokens are those that it has never seen (8 x 512 a step, 500 steps are 2 million), the
-measure is the whole raw test text of WikiText-103 as `hf-mamba-prune evaluate` reports it, or the validation text to
-choose a learning rate by. All train in bfloat16 autocast over float32 weights. Each measurement is a line of
-results/recovery.jsonl as soon as it is there, and is not made again; `--table` only prints the tables of that file and
-draws results/recovery.png. The row "small" is a smaller dense model, made by
-`train_small.py --kind mamba --hidden 128 --steps 3400` and named by `--model`. The data folder is that of the
-environment variable HF_MAMBA_PRUNE_DATA (default ../shared/data), the model stands beside it in ../models.
+measure is the whole raw test text of WikiText-103 as `hf-mamba-prune evaluate` reports it, and the validation text
+beside it, to choose a learning rate by. All train in bfloat16 autocast over float32 weights. Each measurement is a
+line of results/recovery.jsonl as soon as it is there, and is not made again; `--table` only prints the tables of that
+file and draws results/recovery.png. The row "small" is a smaller dense model, made by `train_small.py --kind mamba
+--hidden 128 --steps 3400` and named by `--model`. The data folder is that of the environment variable
+HF_MAMBA_PRUNE_DATA (default ../shared/data), the model stands beside it in ../models.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import itertools
 import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -80,7 +81,6 @@ class Run:
     rate: float
     seed: int
     steps: int
-    text: str
 
 
 def round_to_four_bits(model: PreTrainedModel, group: int = 32) -> None:
@@ -92,20 +92,26 @@ def round_to_four_bits(model: PreTrainedModel, group: int = 32) -> None:
             part.copy_(part.div(scale).round().clamp(-8, 7) * scale)
 
 
-def measure(run: Run, loaded: LoadedModel, teacher: PreTrainedModel, evaluation: Evaluation) -> dict:
-    """Perplexity of the dense model, after pruning and after training."""
+def perplexities(loaded: LoadedModel, texts: Sequence[str]) -> list[float]:
+    """Of the model as it is, on each text."""
+    sources = tuple(read_text(str(DATA / "wikitext" / text), "test") for text in texts)
+    with use_native(loaded.model):
+        return [result.perplexity for result in Evaluation(sources, 2048).run(loaded.model, loaded.tokenizer)]
+
+
+def measure(run: Run, loaded: LoadedModel, teacher: PreTrainedModel, texts: Sequence[str]) -> list[dict]:
+    """Perplexity after pruning and after training, for each text."""
     options, training = ROWS[run.row]
     model, tokenizer = loaded.model, loaded.tokenizer
     model.load_state_dict(teacher.state_dict())
-    started, pruned = time.perf_counter(), None
+    started, pruned = time.perf_counter(), [None] * len(texts)
     with use_native(model):
-        dense = evaluation.run(model, tokenizer)[0].perplexity
         config = PruningConfig(sparsity=run.sparsity, seed=run.seed, **options)
         if run.row == "rtn4":
             round_to_four_bits(model)
         elif training and not training.get("gradual") and run.sparsity:
             prune(model, tokenizer, config, read_text(str(DATA / "text/enwiki.txt.xz"), "train"))
-            pruned = evaluation.run(model, tokenizer)[0].perplexity
+            pruned = perplexities(loaded, texts)
         if training:
             unseen = np.load(DATA.parent / "models" / "mamba-wiki-3m-unseen.npz")["tokens"].astype(np.int64)
             order = torch.randperm(len(unseen), generator=torch.Generator().manual_seed(run.seed))
@@ -113,11 +119,14 @@ def measure(run: Run, loaded: LoadedModel, teacher: PreTrainedModel, evaluation:
             recovery = Recovery(source, steps=run.steps, learning_rate=run.rate, bf16=True, **training)
             seen = torch.from_numpy(unseen)[order[: run.steps * recovery.batch_size]]
             recover(model, seen, config, recovery, teacher if recovery.distill else None)
-        trained = evaluation.run(model, tokenizer)[0].perplexity
-    zeros = sum(int((target.weight(model) == 0).sum()) for target in find_targets(model))
-    weights = sum(parameter.numel() for parameter in model.parameters())
     minutes = (time.perf_counter() - started) / 60
-    return dict(dense=dense, pruned=pruned, trained=trained, nonzero=weights - zeros, minutes=minutes)
+    zeros = sum(int((target.weight(model) == 0).sum()) for target in find_targets(model))
+    nonzero = sum(parameter.numel() for parameter in model.parameters()) - zeros
+    trained = perplexities(loaded, texts)
+    return [
+        asdict(run) | dict(text=text, pruned=before, trained=after, nonzero=nonzero, minutes=minutes)
+        for text, before, after in zip(texts, pruned, trained, strict=True)
+    ]
 
 
 def main() -> None:
@@ -128,7 +137,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--lr", type=float, nargs="+", default=[1e-3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--valid", action="store_true", help="measure on the validation text, to choose settings")
+    parser.add_argument("--texts", nargs="+", default=["wiki.test.raw", "wiki.valid.tokens"], help="to measure on")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--table", action="store_true", help="measure nothing, print what has been measured")
     arguments = parser.parse_args()
@@ -136,24 +145,24 @@ def main() -> None:
         print_tables()
         return
     torch.set_num_threads(arguments.threads)
-    text = "wiki.valid.tokens" if arguments.valid else "wiki.test.raw"
-    evaluation = Evaluation((read_text(str(DATA / "wikitext" / text), "test"),), 2048)
     loaded = load_model(arguments.model, device="cpu")
     teacher = copy.deepcopy(loaded.model)
-    lines = RESULTS.read_text().splitlines() if RESULTS.is_file() else []
-    known = [{key: json.loads(line)[key] for key in Run.__dataclass_fields__} for line in lines]
+    dense = perplexities(loaded, arguments.texts)
+    lines = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.is_file() else []
     for row, sparsity, rate, seed in itertools.product(
         arguments.rows, arguments.sparsity, arguments.lr, arguments.seeds
     ):
         steps = arguments.steps if ROWS[row][1] else 0
-        run = Run(row, 0.0 if row in DENSE else sparsity, rate if steps else 0.0, seed, steps, text)
-        if asdict(run) in known:
+        run = Run(row, 0.0 if row in DENSE else sparsity, rate if steps else 0.0, seed, steps)
+        known = {line["text"] for line in lines if asdict(run).items() <= line.items()}
+        if known >= set(arguments.texts):
             continue
-        known.append(asdict(run))
-        found = asdict(run) | measure(run, loaded, teacher, evaluation)
+        found = measure(run, loaded, teacher, arguments.texts)
+        lines += [result | {"dense": value} for result, value in zip(found, dense, strict=True)]
         with RESULTS.open("a") as file:
-            file.write(json.dumps(found) + "\n")
-        print(json.dumps(found), flush=True)
+            for line in lines[-len(found) :]:
+                file.write(json.dumps(line) + "\n")
+                print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":
