@@ -80,6 +80,21 @@ struct Places {
 };
 alignas(64) constexpr Places kPlaces;
 
+// The same for bfloat16 values, as bytes of each half of a vector of floats: a value is the upper half of its float.
+struct FloatPlaces {
+  uint8_t bytes[256][32];
+  constexpr FloatPlaces() : bytes() {
+    const Places places;
+    for (int mask = 0; mask < 256; ++mask) {
+      for (int byte = 0; byte < 32; ++byte) {
+        const uint8_t place = places.bytes[mask][byte / 4];
+        bytes[mask][byte] = byte % 4 < 2 || place == 0x80 ? 0x80 : static_cast<uint8_t>(2 * place + byte % 2);
+      }
+    }
+  }
+};
+alignas(64) constexpr FloatPlaces kFloatPlaces;
+
 HMP_INLINE __m128i places_of(uint32_t bits) {
   return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kPlaces.bytes[bits]));
 }
@@ -118,6 +133,9 @@ HMP_INLINE Floats masked_lanes(const char* values, uint32_t bits) {
     return (Floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_shuffle_epi8(bytes, places_of(bits))));
   }
   const __m128i words = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
+  if constexpr (coding == Coding::kBFloat16) {
+    return (Floats)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(words), load_as<__m256i>(kFloatPlaces.bytes[bits]));
+  }
   return from_words<coding>(_mm_shuffle_epi8(words, word_places_of(bits)));
 }
 
@@ -159,7 +177,7 @@ struct Walker {
     }
   }
 
-  // The weights from `column` on, which must be the next ones; 0 behind the last column.
+  // The weights from `column` on, which must be the next ones; 0 behind the last column, up to a multiple of 64.
   HMP_INLINE Floats next(int64_t column) {
     if constexpr (Dense) {
       const int64_t left = columns - column;
@@ -170,14 +188,25 @@ struct Walker {
       }
       Floats found{};
       for (int i = 0; i < left; ++i) found[i] = read_value<coding>(values + i * value_bytes(coding));
-      values += left * value_bytes(coding);
+      if (left > 0) values += left * value_bytes(coding);
       return found;
     } else {
-      const uint32_t bits = static_cast<uint32_t>(masks[column / 64] >> (column % 64)) & ((1u << kLanes) - 1);
+      const uint32_t bits = mask_bits(column);
       const Floats found = masked_lanes<coding>(values, bits);
-      values += __builtin_popcount(bits) * value_bytes(coding);
+      values += static_cast<uint32_t>(__builtin_popcount(bits) * value_bytes(coding));
       return found;
     }
+  }
+  // The mask of kLanes columns; the bytes of the masks are in the order of the columns.
+  HMP_INLINE uint32_t mask_bits(int64_t column) const {
+    const char* at = reinterpret_cast<const char*>(masks) + (column >> 3);
+    if constexpr (kLanes == 16) {
+      uint16_t bits;
+      std::memcpy(&bits, at, 2);
+      return bits;
+    }
+    const uint32_t byte = *reinterpret_cast<const uint8_t*>(at);
+    return kLanes == 8 ? byte : byte >> (column & 4) & 15;
   }
   HMP_INLINE void end_row() {
     if constexpr (!Dense) masks += (columns + 63) / 64;

@@ -92,20 +92,30 @@ HMP_INLINE void add_lanes(Floats (*parts)[kBand], float* sums) {
   }
 }
 
-// sums: (Batch, kBand), the products of rows [first, first + count) with the vectors.
+// sums: (Batch, kBand), the products of rows [first, first + count) with the vectors. A sum is several chains of
+// additions, or each would wait for the one before it.
 template <Coding coding, bool Dense, int Batch>
 void band_by_lanes(const PackedMatrix& m, int64_t first, int count, const Vectors& v, float* sums) {
+  constexpr int kChains = Batch == 8 ? 1 : Batch == 4 ? 2 : 4;
   Walker<coding, Dense> weights(m, first);
   Floats parts[Batch][kBand] = {};
   for (int row = 0; row < count; ++row) {
-    Floats sum[Batch] = {};
-    for (int64_t column = 0; column < m.columns; column += kLanes) {
-      const Floats w = weights.next(column);
+    Floats sum[kChains][Batch] = {};
+    for (int64_t at = 0; at < m.columns; at += kChains * kLanes) {
+#pragma GCC unroll 4
+      for (int chain = 0; chain < kChains; ++chain) {
+        const int64_t column = at + chain * kLanes;
+        const Floats w = weights.next(column);
 #pragma GCC unroll 8
-      for (int b = 0; b < Batch; ++b) sum[b] += w * load(v.floats + b * v.padded + column);
+        for (int b = 0; b < Batch; ++b) sum[chain][b] += w * load(v.floats + b * v.padded + column);
+      }
     }
     weights.end_row();
-    for (int b = 0; b < Batch; ++b) parts[b][row] = sum[b];
+#pragma GCC unroll 8
+    for (int b = 0; b < Batch; ++b) {
+      for (int chain = 1; chain < kChains; ++chain) sum[0][b] += sum[chain][b];
+      parts[b][row] = sum[0][b];
+    }
   }
   add_lanes<Batch>(parts, sums);
 }
