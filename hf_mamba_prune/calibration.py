@@ -7,7 +7,7 @@ Every term of a sum belongs to one token or to one whole sequence, never to a ba
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -50,8 +50,8 @@ class TargetStatistics:
     """
 
     sums: dict[Need, torch.Tensor] = field(default_factory=dict)
-    tokens: int = 0
-    sequences: int = 0
+    tokens: float = 0
+    sequences: float = 0
 
     def add(self, need: Need, term: torch.Tensor) -> None:
         """Add one term in place."""
@@ -59,6 +59,13 @@ class TargetStatistics:
             self.sums[need] += term
         else:
             self.sums[need] = term.clone()
+
+    def fade(self, share: float) -> None:
+        """Let a share of what was seen count on beside what will be seen; the means stay."""
+        for total in self.sums.values():
+            total *= share
+        self.tokens *= share
+        self.sequences *= share
 
     def mean_over_tokens(self, need: Need) -> torch.Tensor:
         """The sum divided by the number of tokens seen."""
@@ -79,6 +86,7 @@ def calibrate(
     needs: frozenset[Need],
     batch_size: int = 4,
     bf16: bool = False,
+    start: Mapping[str, TargetStatistics] | None = None,
 ) -> Statistics:
     """Run the sequences through the model and gather what `needs` asks for.
 
@@ -89,6 +97,7 @@ def calibrate(
         needs: which sums.
         batch_size: sequences per forward pass. Gradients are taken of one sequence at a time, whatever it is.
         bf16: run the model's products in bfloat16; the sums stay as they are.
+        start: what the sums go on from, changed in place; None: from nothing.
 
     Returns:
         Target name -> its statistics; empty when nothing is needed.
@@ -99,7 +108,7 @@ def calibrate(
     """
     if not needs:
         return {}
-    statistics: Statistics = defaultdict(TargetStatistics)
+    statistics: Statistics = defaultdict(TargetStatistics, start or {})
     gradient_needs = [need for need in GRADIENT_TERMS if need in needs]
     step = 1 if gradient_needs else batch_size
     with ExitStack() as stack:

@@ -47,8 +47,9 @@ class PruningConfig:
         components: the components to prune; empty means the architecture's defaults.
         component_sparsity: fixed sparsity of single components; the others take up the rest, so that the total holds.
         schedule: how the sparsity rises when `steps` > 1, a key of `schedules.SCHEDULES`.
-        steps: pruning steps, default 8, or 1 with an N:M pattern; before each, scores are measured anew, on a quarter
-            of the calibration sequences that is another one until all were seen (a half of two steps, all of one).
+        steps: pruning steps, default 8, or 1 with an N:M pattern. Each measures scores on another eighth of the
+            calibration sequences and lets what earlier steps saw count on, and reconstructs on another quarter of
+            them; in fewer steps the parts are larger, a single step sees all.
         reconstruct: after each step the kept linear weights take over what the pruned ones did, by least squares.
         damping: of the least squares, as a share of the mean squared input, 0 or more.
         calibration_samples: number of calibration sequences, at least 1.

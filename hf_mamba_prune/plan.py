@@ -14,6 +14,7 @@ from hf_mamba_prune.calibration import GRADIENT_TERMS
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.environment import in_bfloat16
 from hf_mamba_prune.scores import build_score
+from hf_mamba_prune.sequences import REPAIR_PARTS, SCORE_PARTS
 
 _BYTES = 4
 _ACTIVATIONS = 40
@@ -71,11 +72,13 @@ def make_plan(
     layers = model.config.num_hidden_layers if sums else 1
     activations = tokens * (inner * _ACTIVATIONS * layers + 3 * model.config.vocab_size)
     per_token = 2 * weights * (3 if sums else 1) if needs else 0
+    operations = per_token * _tokens_seen(config, SCORE_PARTS)
     memory, solving = sums * prunable + (activations if needs else 0), 0
     if config.reconstruct:
         linear = [target for target in targets if target.kind == "linear" and target.layer is not None]
         # The blocks run about three times, and each input is multiplied with itself.
-        per_token += sum(6 * target.size + 2 * target.shape[1] ** 2 for target in linear)
+        per_token = sum(6 * target.size + 2 * target.shape[1] ** 2 for target in linear)
+        operations += per_token * _tokens_seen(config, REPAIR_PARTS)
         solving = config.steps * sum(2 * _PRODUCTS * target.size * target.shape[1] for target in linear)
         states = config.calibration_samples * config.calibration_length * model.config.hidden_size
         widest = max((target.shape[1] for target in linear), default=0)
@@ -85,9 +88,8 @@ def make_plan(
             inner * _ACTIVATIONS * model.config.num_hidden_layers + 3 * model.config.vocab_size * (1 + distill)
         )
         memory = max(memory, training)
-    seen = config.calibration_samples * config.calibration_length * config.steps / min(config.steps, 4)
     dtype = torch.bfloat16 if in_bfloat16(config.calibration_bf16, torch.device("cpu")) else torch.float32
-    seconds = seen * per_token / _operations_per_second(dtype)
+    seconds = operations / _operations_per_second(dtype)
     seconds += (solving + training_tokens * weights * (6 + 2 * distill)) / _operations_per_second(torch.float32)
     return Plan(
         weights=weights,
@@ -97,6 +99,11 @@ def make_plan(
         seconds=seconds * 1.5,
         components=components,
     )
+
+
+def _tokens_seen(config: PruningConfig, parts: int) -> float:
+    """By all steps together."""
+    return config.calibration_samples * config.calibration_length * config.steps / min(config.steps, parts)
 
 
 def _operations_per_second(dtype: torch.dtype) -> float:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_mamba_prune.allocation import Budget, total_to_prune
 from hf_mamba_prune.architectures import Target, find_targets
 from hf_mamba_prune.blocks import MemoryBlocks
-from hf_mamba_prune.calibration import calibrate, check_inputs
+from hf_mamba_prune.calibration import Statistics, calibrate, check_inputs
 from hf_mamba_prune.checkpoint import round_to
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.counting import ZeroCounter
@@ -28,10 +28,12 @@ from hf_mamba_prune.repair import repair
 from hf_mamba_prune.report import CalibrationFacts, PruningReport, RecoveryFacts, RepairFacts
 from hf_mamba_prune.schedules import sparsity_at
 from hf_mamba_prune.scores import build_score
-from hf_mamba_prune.selection import name_seed
 from hf_mamba_prune.sensitivity import measure_curves
-from hf_mamba_prune.sequences import sample_sequences
+from hf_mamba_prune.sequences import REPAIR_PARTS, SCORE_PARTS, part_of_step, sample_sequences
 from hf_mamba_prune.texts import TextSource
+
+_REMEMBERED = 0.8
+"""Share of the statistics that a step leaves to the next: little changes between two, and four see more than one."""
 
 
 def prune(
@@ -140,11 +142,15 @@ def _prune_in_steps(
     bf16 = in_bfloat16(config.calibration_bf16, model.device)
     curves: Curves | None = None
     repairs: tuple[RepairFacts, ...] = ()
+    statistics: Statistics = {}
     for step in range(1, config.steps + 1):
         sparsity = sparsity_at(config.schedule, step / config.steps, config.sparsity)
-        seen = _sequences_of_step(sequences, step, config)
         with meter.step("calibrate"):
-            statistics = calibrate(model, targets, seen, score.needs, config.batch_size, bf16) if score.needs else {}
+            for own in statistics.values():
+                own.fade(_REMEMBERED)
+            if score.needs:
+                seen = part_of_step(sequences, step, config.steps, SCORE_PARTS, config.seed)
+                statistics = calibrate(model, targets, seen, score.needs, config.batch_size, bf16, statistics)
             if config.allocation == "sensitivity" and step == 1:
                 curves = measure_curves(model, targets, score, statistics, sequences, config)
         with meter.step("mask"):
@@ -152,24 +158,14 @@ def _prune_in_steps(
             apply_masks(model, outside, mask_of)
         if config.reconstruct:
             with meter.step("reconstruct"):
+                seen = part_of_step(sequences, step, config.steps, REPAIR_PARTS, config.seed)
                 repairs = repair(MemoryBlocks(model), targets, mask_of, dense, seen, config.damping, bf16)
         tell("prune", step, config.steps, sparsity=sparsity)
-        del statistics, mask_of  # or the next step would gather its own beside them
     return budget, repairs
 
 
 def _dense_weights(model: PreTrainedModel, targets: Sequence[Target]) -> dict[str, torch.Tensor]:
     return {t.name: t.weight(model).clone() for t in targets if t.kind == "linear" and t.layer is not None}
-
-
-def _sequences_of_step(sequences: torch.Tensor | None, step: int, config: PruningConfig) -> torch.Tensor | None:
-    """A random quarter of them, another one in each step until all were seen; more of them in fewer than 4 steps."""
-    if sequences is None:
-        return None
-    parts = min(config.steps, 4, len(sequences))
-    turn, part = divmod(step - 1, parts)
-    order = torch.Generator().manual_seed(name_seed(f"turn {turn}", config.seed))
-    return sequences[torch.randperm(len(sequences), generator=order)[part::parts]]
 
 
 def needs_data(config: PruningConfig) -> bool:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from hf_mamba_prune.selection import name_seed
 from hf_mamba_prune.texts import TextSource
+
+SCORE_PARTS, REPAIR_PARTS = 8, 4
+"""Into how many parts the steps of a run divide the calibration: scores remember earlier steps, repairs do not."""
 
 
 def sample_sequences(
@@ -46,6 +50,25 @@ def sample_sequences(
                 f"no sequence of {length} tokens. Give more text, or a smaller --calibration-length."
             )
     return torch.stack(windows)
+
+
+def part_of_step(sequences: torch.Tensor, step: int, steps: int, parts: int, seed: int) -> torch.Tensor:
+    """What one pruning step sees: a random part, another one in each step until all were seen.
+
+    Args:
+        sequences: (samples, l).
+        step: from 1 to `steps`.
+        steps: of the run; with fewer than `parts` the parts are larger.
+        parts: `SCORE_PARTS` or `REPAIR_PARTS`.
+        seed: of the division.
+
+    Returns:
+        (samples / parts, l).
+    """
+    parts = min(steps, parts, len(sequences))
+    turn, part = divmod(step - 1, parts)
+    order = torch.Generator().manual_seed(name_seed(f"turn {turn}", seed))
+    return sequences[torch.randperm(len(sequences), generator=order)[part::parts]]
 
 
 def _window(

@@ -215,3 +215,17 @@ def test_products_in_bfloat16_change_little_and_no_dtype(model):
             # No product comes before the first input, and every gradient has come through some.
             untouched = target.layer == 0 and target.component == "in_proj" and need in INPUT_NEEDS
             assert torch.equal(found, wanted) == untouched
+
+
+def test_what_was_seen_before_counts_on_as_far_as_it_is_remembered(model):
+    targets, needs = with_input(model), GRADIENTS | {Need.INPUT_SQUARE}
+    early, late = (calibrate(model, targets, part, needs) for part in (SEQUENCES[:6], SEQUENCES[6:]))
+    both = calibrate(model, targets, SEQUENCES[:6], needs)
+    for own in both.values():
+        own.fade(0.5)
+    both = calibrate(model, targets, SEQUENCES[6:], needs, start=both)
+    for target in targets:
+        old, new, found = early[target.name], late[target.name], both[target.name]
+        assert (found.sequences, found.tokens) == (5, 50)  # half of 6 and of 60, then 2 and 20 more
+        for need in needs:
+            torch.testing.assert_close(found.sums[need], 0.5 * old.sums[need] + new.sums[need])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hf_mamba_prune.sequences import sample_sequences
+from hf_mamba_prune.sequences import part_of_step, sample_sequences
 from hf_mamba_prune.texts import TextSource
 
 LINES = TextSource("lines", tuple(f" line number {i} of the thing\n" if i % 5 else "" for i in range(200)))
@@ -58,3 +58,18 @@ def test_a_text_that_makes_no_window_is_refused(tokenizer):
     source = TextSource("tiny.txt", ("far too short",))
     with pytest.raises(ValueError, match="tiny.txt is too short: it has 13 characters, .* no sequence of 64 tokens"):
         sample_sequences(source, tokenizer, 1, 64, seed=0)
+
+
+@pytest.mark.parametrize(("steps", "parts", "sizes"), [(8, 4, {4}), (8, 8, {2}), (3, 8, {5, 6}), (1, 8, {16})])
+def test_steps_divide_the_calibration_among_them(steps, parts, sizes):
+    sequences = torch.arange(16)[:, None]
+    seen = [part_of_step(sequences, step, steps, parts, seed=0) for step in range(1, steps + 1)]
+    assert {len(part) for part in seen} == sizes
+    turn = min(steps, parts)
+    for first in range(0, steps, turn):
+        assert sorted(torch.cat(seen[first : first + turn]).flatten().tolist()) == list(range(16))
+    assert steps == 1 or not torch.equal(seen[0], part_of_step(sequences, 1, steps, parts, seed=1))
+
+
+def test_there_are_no_more_parts_than_sequences():
+    assert len(part_of_step(torch.arange(3)[:, None], 8, 8, 8, seed=0)) == 1
