@@ -101,8 +101,8 @@ class PackedMatrix:
         """Products with a few vectors.
 
         Args:
-            vectors: (b, columns), b at most `MAX_BATCH`; float32. Instruction sets with VNNI round them to int8, in
-                groups of 256, where the weights are int8.
+            vectors: (b, columns), b at most `MAX_BATCH`; float32. AVX2 and AVX-512 round them to int8, in groups of
+                256, where the weights are int8.
 
         Returns:
             (b, rows) float32.

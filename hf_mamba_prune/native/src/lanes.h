@@ -47,6 +47,7 @@ HMP_INLINE void store(float* to, Floats vector) { store_as(to, vector); }
 HMP_INLINE Floats from_bits(Words bits) { return (Floats)bits; }
 HMP_INLINE Words to_bits(Floats vector) { return (Words)vector; }
 
+HMP_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 HMP_INLINE Floats minimum(Floats a, Floats b) { return a < b ? a : b; }
 HMP_INLINE Floats maximum(Floats a, Floats b) { return a > b ? a : b; }
 
@@ -186,6 +187,12 @@ HMP_INLINE float sum_lanes(Floats vector) {
   float sum = 0.0f;
   for (int i = 0; i < kLanes; ++i) sum += vector[i];
   return sum;
+}
+
+HMP_INLINE float max_lanes(Floats vector) {
+  float most = vector[0];
+  for (int i = 1; i < kLanes; ++i) most = vector[i] > most ? vector[i] : most;
+  return most;
 }
 
 // Denormal numbers cost a hundred cycles each and mean nothing in a decaying state: flush them while a kernel runs.

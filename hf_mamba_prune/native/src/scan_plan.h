@@ -11,7 +11,6 @@ constexpr int kTile = 32;
 constexpr int64_t kShares = 16;
 
 HMP_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-HMP_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // States taken at once when `left` are left: as many as a vector has lanes, half of that, or one.
 HMP_INLINE int set_size(int64_t left) {
