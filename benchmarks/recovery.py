@@ -5,11 +5,11 @@
 
 The model is mamba-wiki-3m, the tokens are those that it has never seen (8 x 512 a step, 500 steps are 2 million), the
 measure is the whole raw test text of WikiText-103 as `hf-mamba-prune evaluate` reports it, and the validation text
-beside it, to choose a learning rate by. All train in bfloat16 autocast over float32 weights. Each measurement is a
-line of results/recovery.jsonl as soon as it is there, and is not made again; `--table` only prints the tables of that
-file and draws results/recovery.png. The row "small" is a smaller dense model, made by `train_small.py --kind mamba
---hidden 128 --steps 3400` and named by `--model`. The data folder is that of the environment variable
-HF_MAMBA_PRUNE_DATA (default ../shared/data), the model stands beside it in ../models.
+beside it, to choose a learning rate by. All train over float32 weights, in bfloat16 autocast where the CPU has
+instructions for it. Each measurement is a line of results/recovery.jsonl as soon as it is there, and is not made
+again; `--table` only prints the tables of that file and draws results/recovery.png. The row "small" is a smaller dense
+model, made by `train_small.py --kind mamba --hidden 128 --steps 3400` and named by `--model`. The data folder is that
+of the environment variable HF_MAMBA_PRUNE_DATA (default ../shared/data), the model stands beside it in ../models.
 """
 
 from __future__ import annotations
@@ -40,11 +40,13 @@ from hf_mamba_prune import (
     read_text,
     use_native,
 )
+from hf_mamba_prune.environment import in_bfloat16
 from hf_mamba_prune.loading import LoadedModel
 from hf_mamba_prune.recovery import recover
 
 DATA = Path(os.environ.get("HF_MAMBA_PRUNE_DATA", "../shared/data"))
 PAPER = dict(score="gradient-magnitude", reconstruct=False)
+OURS = dict(ce_weight=0.5)
 GRADUAL, DISTILLED, PLAIN = dict(gradual=True, distill=False), dict(distill=True), dict(distill=False)
 
 # options of the pruning config, and how it is trained; None: not at all
@@ -53,14 +55,15 @@ ROWS: dict[str, tuple[dict, dict | None]] = {
     "rtn4": ({}, None),
     "small": ({}, None),
     "paper": (PAPER, GRADUAL),
-    "ours": ({}, DISTILLED),
+    "ours": (OURS, DISTILLED),
+    "ours-kl": ({}, DISTILLED),
     "ours-ce": ({}, PLAIN),
-    "ours-mask": (dict(reconstruct=False), DISTILLED),
-    "ours-once": (dict(steps=1), DISTILLED),
-    "ours-linear": (dict(schedule="linear"), DISTILLED),
-    "ours-uniform": (dict(allocation="uniform"), DISTILLED),
-    "ours-gradient": (dict(score="gradient-magnitude"), DISTILLED),
-    "ours-magnitude": (dict(score="magnitude"), DISTILLED),
+    "ours-mask": (OURS | dict(reconstruct=False), DISTILLED),
+    "ours-once": (OURS | dict(steps=1), DISTILLED),
+    "ours-linear": (OURS | dict(schedule="linear"), DISTILLED),
+    "ours-uniform": (OURS | dict(allocation="uniform"), DISTILLED),
+    "ours-gradient": (OURS | dict(score="gradient-magnitude"), DISTILLED),
+    "ours-magnitude": (OURS | dict(score="magnitude"), DISTILLED),
     "ours-hidden": (dict(hidden_weight=1.0), DISTILLED),
     "paper-magnitude": (PAPER | dict(alpha=0.0), GRADUAL),
     "paper-half": (PAPER | dict(alpha=0.5), GRADUAL),
@@ -115,8 +118,8 @@ def measure(run: Run, loaded: LoadedModel, teacher: PreTrainedModel, texts: Sequ
         if training:
             unseen = np.load(DATA.parent / "models" / "mamba-wiki-3m-unseen.npz")["tokens"].astype(np.int64)
             order = torch.randperm(len(unseen), generator=torch.Generator().manual_seed(run.seed))
-            source = TextSource("unseen", ())
-            recovery = Recovery(source, steps=run.steps, learning_rate=run.rate, bf16=True, **training)
+            source, bf16 = TextSource("unseen", ()), in_bfloat16(None, model.device)
+            recovery = Recovery(source, steps=run.steps, learning_rate=run.rate, bf16=bf16, **training)
             seen = torch.from_numpy(unseen)[order[: run.steps * recovery.batch_size]]
             recover(model, seen, config, recovery, teacher if recovery.distill else None)
     minutes = (time.perf_counter() - started) / 60

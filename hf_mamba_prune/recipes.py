@@ -41,7 +41,8 @@ class Recipe:
 
 RECIPES = {
     "quick": Recipe(_NONE, MappingProxyType({"steps": 0})),
-    "standard": Recipe(_NONE, MappingProxyType({"steps": 500, "distill": True})),
+    # Distillation alone never passes the dense model; a share of the text's own loss is worth 1 % of perplexity more.
+    "standard": Recipe(MappingProxyType({"ce_weight": 0.5}), MappingProxyType({"steps": 500, "distill": True})),
     "paper": Recipe(
         MappingProxyType({"score": "gradient-magnitude", "reconstruct": False}),
         MappingProxyType({"steps": 500, "distill": False, "gradual": True}),
