@@ -16,6 +16,7 @@ void band_by_lanes(const PackedMatrix& m, int64_t first, int count, const Vector
   for (int row = 0; row < count; ++row) {
     Floats sum[kChains][Batch] = {};
     for (int64_t at = 0; at < m.columns; at += kChains * kLanes) {
+      if constexpr (!Dense) fetch_ahead(weights.values);
 #pragma GCC unroll 4
       for (int chain = 0; chain < kChains; ++chain) {
         const int64_t column = at + chain * kLanes;
@@ -36,35 +37,50 @@ void band_by_lanes(const PackedMatrix& m, int64_t first, int count, const Vector
 
 #if HMP_WIDE
 
+// Two neighbours share 32 bits: the first is the lower half moved up, the second the upper half as it is.
 template <bool Dense, int Batch>
 void band_by_words(const PackedMatrix& m, int64_t first, int count, const Vectors& v, float* sums) {
-  Walker<Coding::kBFloat16, Dense> weights(m, first);
+  constexpr int kChains = Batch <= 2 ? 2 : 1;
+  const Walker<Coding::kBFloat16, Dense> weights(m, first);
   const char* values = weights.values;
   const uint64_t* masks = weights.masks;
+  const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
   Floats parts[Batch][kBand] = {};
   for (int row = 0; row < count; ++row) {
-    __m512 high[Batch], low[Batch];
-    for (int b = 0; b < Batch; ++b) high[b] = low[b] = _mm512_setzero_ps();
-    for (int64_t column = 0; column < m.columns; column += 32) {
-      __m512i w;
+    Floats even[kChains][Batch] = {}, odd[kChains][Batch] = {};
+    for (int64_t column = 0; column < m.columns; column += 64) {
+      __m512i words[2];
       if constexpr (Dense) {
         const int64_t left = m.columns - column;
-        w = left >= 32 ? _mm512_loadu_si512(values) : _mm512_maskz_loadu_epi16((1u << left) - 1, values);
-        values += 2 * (left >= 32 ? 32 : left);
+        const uint64_t held = left >= 64 ? ~uint64_t{0} : (uint64_t{1} << left) - 1;
+        words[0] = _mm512_maskz_loadu_epi16(static_cast<__mmask32>(held), values);
+        words[1] = _mm512_maskz_loadu_epi16(static_cast<__mmask32>(held >> 32), values + 64);
+        values += 2 * smaller(left, 64);
       } else {
-        const __mmask32 bits = static_cast<__mmask32>(masks[column / 64] >> column % 64);
-        w = _mm512_maskz_expand_epi16(bits, _mm512_loadu_si512(values));
-        values += 2 * _mm_popcnt_u32(bits);
+        const uint64_t bits = masks[column / 64];
+        const char* second = values + 2 * _mm_popcnt_u32(static_cast<uint32_t>(bits));
+        words[0] = _mm512_maskz_expand_epi16(static_cast<__mmask32>(bits), _mm512_loadu_si512(values));
+        words[1] = _mm512_maskz_expand_epi16(static_cast<__mmask32>(bits >> 32), _mm512_loadu_si512(second));
+        values += 2 * _mm_popcnt_u64(bits);
+        fetch_ahead(values);
       }
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half) {
+        const int chain = half % kChains;
+        const Floats low = (Floats)_mm512_slli_epi32(words[half], 16), high = (Floats)_mm512_and_si512(words[half], upper);
 #pragma GCC unroll 8
-      for (int b = 0; b < Batch; ++b) {
-        const int64_t at = b * v.padded + column;
-        high[b] = _mm512_dpbf16_ps(high[b], (__m512bh)w, (__m512bh)_mm512_loadu_si512(v.high + at));
-        low[b] = _mm512_dpbf16_ps(low[b], (__m512bh)w, (__m512bh)_mm512_loadu_si512(v.low + at));
+        for (int b = 0; b < Batch; ++b) {
+          const float* x = v.pairs + b * v.padded + column + 32 * half;
+          even[chain][b] += low * load(x);
+          odd[chain][b] += high * load(x + kLanes);
+        }
       }
     }
     if constexpr (!Dense) masks += m.words();
-    for (int b = 0; b < Batch; ++b) parts[b][row] = (Floats)_mm512_add_ps(high[b], low[b]);
+    for (int b = 0; b < Batch; ++b) {
+      parts[b][row] = even[0][b] + odd[0][b];
+      if constexpr (kChains == 2) parts[b][row] += even[1][b] + odd[1][b];
+    }
   }
   add_lanes<Batch>(parts, sums);
 }

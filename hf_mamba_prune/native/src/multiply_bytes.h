@@ -41,6 +41,7 @@ struct ByteRows {
       const uint64_t bits = masks[r][column / 64];
       w = _mm512_maskz_expand_epi8(bits, _mm512_loadu_si512(values[r]));
       values[r] += _mm_popcnt_u64(bits);
+      fetch_ahead(values[r]);
     }
     return _mm512_xor_si512(w, _mm512_set1_epi8(static_cast<char>(0x80)));
   }
@@ -154,6 +155,7 @@ void band_by_bytes(const PackedMatrix& m, int64_t first, int count, const Vector
         } else {
           const __m128i low = sixteen_bytes(values, masks + column / 8);
           w = _mm256_set_m128i(sixteen_bytes(values, masks + column / 8 + 2), low);
+          fetch_ahead(values);
         }
         const __m256i magnitudes = _mm256_abs_epi8(w);
 #pragma GCC unroll 8

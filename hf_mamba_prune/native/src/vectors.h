@@ -6,7 +6,7 @@
 namespace hmp {
 namespace HMP_ISA {
 
-// AVX-512 with VBMI2, VNNI and BF16 expands and multiplies whole vectors of bytes and words.
+// AVX-512 with VBMI2 and VNNI expands and multiplies whole vectors of bytes and words.
 #if defined(__AVX512VBMI2__) && defined(__AVX512VNNI__) && defined(__AVX512BF16__)
 #define HMP_WIDE 1
 #else
@@ -28,20 +28,17 @@ HMP_INLINE int64_t whole_batch(int64_t batch) { return batch <= 2 ? batch : batc
 struct Vectors {
   int64_t batch = 0, padded = 0;
   float* floats = nullptr;        // as they came
-  uint16_t* high = nullptr;       // bfloat16: high + low is the float to 16 bits
-  uint16_t* low = nullptr;
+  float* pairs = nullptr;         // bfloat16: of each 32 floats first those of even places, then the others
   int8_t* bytes = nullptr;        // int8: floats rounded to scale * byte in groups of kGroup
   int32_t* corrections = nullptr; // (batch, groups, 16): -128 x the sums of four bytes, as weights come with 128 added
   float* scales = nullptr;        // (batch, groups)
 
-  static int64_t memory(int64_t batch, int64_t columns) { return 3 * whole_batch(batch) * whole_groups(columns); }
+  static int64_t memory(int64_t batch, int64_t columns) { return 2 * whole_batch(batch) * whole_groups(columns); }
 
   HMP_INLINE Vectors(int64_t count, int64_t columns, float* at) : batch(whole_batch(count)), padded(whole_groups(columns)) {
     floats = at;
-    float* rest = at + batch * padded;
-    high = reinterpret_cast<uint16_t*>(rest);
-    low = high + batch * padded;
-    bytes = reinterpret_cast<int8_t*>(rest);
+    pairs = at + batch * padded;
+    bytes = reinterpret_cast<int8_t*>(pairs);
     corrections = reinterpret_cast<int32_t*>(bytes + batch * padded);
     scales = reinterpret_cast<float*>(corrections + batch * padded / kGroup * 16);
   }
@@ -51,7 +48,7 @@ struct Vectors {
   // Once `floats` is filled.
   HMP_INLINE void prepare(Coding coding) {
 #if HMP_WIDE
-    if (coding == Coding::kBFloat16) split();
+    if (coding == Coding::kBFloat16) part_neighbours();
 #endif
 #if HMP_BYTES
     if (coding == Coding::kInt8) round_to_bytes();
@@ -61,11 +58,13 @@ struct Vectors {
 
  private:
 #if HMP_WIDE
-  HMP_INLINE void split() {
-    for (int64_t i = 0; i < batch * padded; i += kLanes) {
-      const Floats x = load(floats + i);
-      store_bf16(high + i, x);
-      store_bf16(low + i, x - load_bf16(high + i));
+  HMP_INLINE void part_neighbours() {
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+    for (int64_t i = 0; i < batch * padded; i += 32) {
+      const __m512 first = _mm512_loadu_ps(floats + i), second = _mm512_loadu_ps(floats + i + 16);
+      _mm512_storeu_ps(pairs + i, _mm512_permutex2var_ps(first, even, second));
+      _mm512_storeu_ps(pairs + i + 16, _mm512_permutex2var_ps(first, odd, second));
     }
   }
 #endif
