@@ -75,20 +75,12 @@ def measure_apart(name: str, folder: Path, new_tokens: int) -> SpeedFacts:
     Raises:
         RuntimeError: the process died.
     """
-    with ProcessPoolExecutor(1, mp_context=_processes(), initializer=_end_with_parent) as pool:
+    spawned = multiprocessing.get_context("spawn")  # in a forked process the kernels could not use torch's threads
+    with ProcessPoolExecutor(1, mp_context=spawned, initializer=_end_with_parent) as pool:
         try:
             return pool.submit(measure, name, folder, new_tokens, torch.get_num_threads()).result()
         except BrokenProcessPool as error:
             raise RuntimeError(f"the process that measured {folder} ({name}) died: is there enough memory?") from error
-
-
-def _processes() -> multiprocessing.context.BaseContext:
-    """Fresh processes; where the system has it, forked from one that has imported this module once for all."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
 
 
 def _end_with_parent() -> None:
