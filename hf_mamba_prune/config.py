@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from hf_mamba_prune.schedules import SCHEDULES
+from hf_mamba_prune.schedules import SCHEDULES, steps_for
 
 CONFIG_NAME = "pruning_config.json"
 SCORE_NAMES = ("magnitude", "gradient-magnitude", "fisher", "wanda", "obs", "random")
@@ -47,9 +47,9 @@ class PruningConfig:
         components: the components to prune; empty means the architecture's defaults.
         component_sparsity: fixed sparsity of single components; the others take up the rest, so that the total holds.
         schedule: how the sparsity rises when `steps` > 1, a key of `schedules.SCHEDULES`.
-        steps: pruning steps, default 8, or 1 with an N:M pattern. Each measures scores on another eighth of the
-            calibration sequences and lets what earlier steps saw count on, and reconstructs on another quarter of
-            them; in fewer steps the parts are larger, a single step sees all.
+        steps: pruning steps, default 8, more above 70 % (80 %: 12, 90 %: 16), 1 with an N:M pattern. Each measures
+            scores on another eighth of the calibration sequences and lets what earlier steps saw count on, and
+            reconstructs on another quarter of them; in fewer steps the parts are larger, a single step sees all.
         reconstruct: after each step the kept linear weights take over what the pruned ones did, by least squares.
         damping: of the least squares, as a share of the mean squared input, 0 or more.
         calibration_samples: number of calibration sequences, at least 1.
@@ -112,8 +112,9 @@ class PruningConfig:
             if allocation not in (None, "uniform") or self.component_sparsity:
                 raise ValueError(f"pattern {self.pattern} fixes every row: only allocation 'uniform' goes with it.")
             sparsity, allocation = own, "uniform"
-        object.__setattr__(self, "steps", (1 if group else 8) if self.steps is None else self.steps)
         object.__setattr__(self, "sparsity", float(0.5 if sparsity is None else sparsity))
+        if self.steps is None:
+            object.__setattr__(self, "steps", 1 if group else steps_for(self.sparsity))
         if self.ceiling is None:
             object.__setattr__(self, "ceiling", 1 - (1 - self.sparsity) / 3)
         object.__setattr__(self, "allocation", allocation or "global")

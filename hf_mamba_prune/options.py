@@ -70,7 +70,7 @@ ComponentSparsity = Annotated[
 Schedule = Annotated[str, _option(PRUNING, "--schedule", help="How sparsity rises: " + _one_of(tuple(SCHEDULES)))]
 Steps = Annotated[
     int | None,
-    _option(PRUNING, "--steps", help="Pruning steps; scores are measured anew before each. Default: 8, with N:M 1."),
+    _option(PRUNING, "--steps", help="Pruning steps; scores are measured anew before each. Default: 8 to 16, N:M 1."),
 ]
 NoReconstruct = Annotated[
     bool, _option(PRUNING, "--no-reconstruct", help="Only mask: leave the kept weights as they are.")

@@ -50,3 +50,15 @@ def sparsity_at(schedule: str, progress: float, final: float, start: float = 0.0
     if progress == 1.0:
         return final
     return start + (final - start) * SCHEDULES[schedule](progress)
+
+
+def steps_for(sparsity: float) -> int:
+    """Pruning steps where none were asked for: 8 up to 70 %, 12 at 80 %, 16 at 90 %.
+
+    A step at high sparsity takes away a larger share of what is left; on a real model twelve instead of eight steps
+    take 2 % off the perplexity at 80 % and nothing at 70 %.
+
+    Args:
+        sparsity: at the end, in [0, 1).
+    """
+    return 8 + max(0, math.ceil(round(40 * (sparsity - 0.7), 6)))

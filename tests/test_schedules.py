@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_mamba_prune.schedules import SCHEDULES, sparsity_at
+from hf_mamba_prune.config import PruningConfig
+from hf_mamba_prune.schedules import SCHEDULES, sparsity_at, steps_for
 
 RISING = sorted(set(SCHEDULES) - {"constant"})
 
@@ -44,3 +45,9 @@ def test_the_end_is_exact_and_all_before_lies_between(name, final, progress):
 def test_the_start_is_kept_and_progress_is_clamped():
     assert sparsity_at("linear", 0.0, 0.8, 0.2) == sparsity_at("linear", -1.0, 0.8, 0.2) == 0.2
     assert math.isclose(sparsity_at("linear", 0.5, 0.8, 0.2), 0.5)
+
+
+def test_more_steps_where_a_step_would_take_more_of_what_is_left():
+    assert [steps_for(sparsity) for sparsity in (0.0, 0.5, 0.7, 0.8, 0.9)] == [8, 8, 8, 12, 16]
+    assert PruningConfig(sparsity=0.8).steps == 12
+    assert PruningConfig(sparsity=0.8, steps=8).steps == 8
