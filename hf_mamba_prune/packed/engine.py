@@ -82,8 +82,9 @@ class TokenEngine:
             IndexError: a token that there is not.
             ValueError: the cache is of another model or another batch.
         """
-        if not (0 <= int(tokens.min()) and int(tokens.max()) < self.vocabulary):
-            raise IndexError(f"token ids are {int(tokens.min())} to {int(tokens.max())} of {self.vocabulary}")
+        ids = tokens.tolist()
+        if not (0 <= min(ids) and max(ids) < self.vocabulary):
+            raise IndexError(f"token ids are {min(ids)} to {max(ids)} of {self.vocabulary}")
         tokens = tokens.contiguous()
         logits = torch.empty(len(tokens), self.vocabulary)
         conv, states = self._states(cache, len(tokens))
