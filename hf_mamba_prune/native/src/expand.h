@@ -41,8 +41,8 @@ HMP_INLINE float read_value(const char* from) {
 }
 
 // Where the kept values of a row end is known only once its masks are read, so a core asks for little of what comes
-// next on its own: reading ahead doubles the speed of weights that come from memory.
-constexpr int64_t kAhead = 2048;
+// next on its own: reading ahead doubles the speed of weights that come from memory, and helps dense rows too.
+constexpr int64_t kAhead = 8192;
 HMP_INLINE void fetch_ahead(const char* values) { __builtin_prefetch(values + kAhead); }
 
 #if defined(__AVX512F__)

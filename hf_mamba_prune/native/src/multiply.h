@@ -56,6 +56,8 @@ void band_by_words(const PackedMatrix& m, int64_t first, int count, const Vector
         words[0] = _mm512_maskz_loadu_epi16(static_cast<__mmask32>(held), values);
         words[1] = _mm512_maskz_loadu_epi16(static_cast<__mmask32>(held >> 32), values + 64);
         values += 2 * smaller(left, 64);
+        fetch_ahead(values);
+        fetch_ahead(values + 64);
       } else {
         const uint64_t bits = masks[column / 64];
         const char* second = values + 2 * _mm_popcnt_u32(static_cast<uint32_t>(bits));

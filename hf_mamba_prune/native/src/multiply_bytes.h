@@ -16,73 +16,71 @@ HMP_INLINE void add_lanes(Floats (*parts)[kBand], float* sums) {
 
 #if HMP_WIDE
 
-// `Rows` rows at once, neighbours: they share what is read of the vectors.
+// `Rows` rows at once, neighbours: they share what is read of the vectors. All loops over rows are unrolled, or the
+// places that they have come to would live in memory.
 template <bool Dense, int Batch, int Rows>
-struct ByteRows {
+HMP_INLINE void rows_by_bytes(const PackedMatrix& m, const Vectors& v, int64_t first, Floats (*parts)[kBand], int row) {
+  const __m512i bias = _mm512_set1_epi8(static_cast<char>(0x80));  // weights come with 128 added, as unsigned bytes
+  const int64_t groups = v.padded / kGroup, columns = m.columns;
   const char* values[Rows];
   const uint64_t* masks[Rows];
-
-  HMP_INLINE ByteRows(const PackedMatrix& m, int64_t first) {
-    for (int r = 0; r < Rows; ++r) {
-      const Walker<Coding::kInt8, Dense> weights(m, first + r);
-      values[r] = weights.values;
-      masks[r] = weights.masks;
-    }
-  }
-
-  // The 64 weights from `column` on with 128 added.
-  HMP_INLINE __m512i next(const PackedMatrix& m, int64_t column, int r) {
-    __m512i w;
-    if constexpr (Dense) {
-      const int64_t left = m.columns - column;
-      w = left >= 64 ? _mm512_loadu_si512(values[r]) : _mm512_maskz_loadu_epi8((uint64_t{1} << left) - 1, values[r]);
-      values[r] += left >= 64 ? 64 : left;
-    } else {
-      const uint64_t bits = masks[r][column / 64];
-      w = _mm512_maskz_expand_epi8(bits, _mm512_loadu_si512(values[r]));
-      values[r] += _mm_popcnt_u64(bits);
-      fetch_ahead(values[r]);
-    }
-    return _mm512_xor_si512(w, _mm512_set1_epi8(static_cast<char>(0x80)));
-  }
-
-  HMP_INLINE void multiply(const PackedMatrix& m, const Vectors& v, int row, Floats (*parts)[kBand]) {
-    __m512 sum[Rows][Batch];
-    for (int r = 0; r < Rows; ++r) {
-      for (int b = 0; b < Batch; ++b) sum[r][b] = _mm512_setzero_ps();
-    }
-    const int64_t groups = v.padded / kGroup;
-    for (int64_t group = 0; group < groups; ++group) {
-      __m512i part[Rows][Batch];
+  __m512 sum[Rows][Batch];
+#pragma GCC unroll 2
+  for (int r = 0; r < Rows; ++r) {
+    const Walker<Coding::kInt8, Dense> weights(m, first + r);
+    values[r] = weights.values;
+    masks[r] = weights.masks;
 #pragma GCC unroll 8
-      for (int b = 0; b < Batch; ++b) {
-        const __m512i correction = _mm512_loadu_si512(v.corrections + (b * groups + group) * 16);
-        for (int r = 0; r < Rows; ++r) part[r][b] = correction;
-      }
+    for (int b = 0; b < Batch; ++b) sum[r][b] = _mm512_setzero_ps();
+  }
+  for (int64_t group = 0; group < groups; ++group) {
+    __m512i part[Rows][Batch];
+#pragma GCC unroll 8
+    for (int b = 0; b < Batch; ++b) {
+      const __m512i correction = _mm512_loadu_si512(v.corrections + (b * groups + group) * 16);
+#pragma GCC unroll 2
+      for (int r = 0; r < Rows; ++r) part[r][b] = correction;
+    }
 #pragma GCC unroll 4
-      for (int chunk = 0; chunk < kGroup / 64; ++chunk) {
-        const int64_t column = group * kGroup + chunk * 64;
-        __m512i w[Rows];
-        for (int r = 0; r < Rows; ++r) {
-          w[r] = column < m.columns ? next(m, column, r) : _mm512_set1_epi8(static_cast<char>(0x80));
-        }
-#pragma GCC unroll 8
-        for (int b = 0; b < Batch; ++b) {
-          const __m512i x = _mm512_loadu_si512(v.bytes + b * v.padded + column);
-          for (int r = 0; r < Rows; ++r) part[r][b] = _mm512_dpbusd_epi32(part[r][b], w[r], x);
+    for (int chunk = 0; chunk < kGroup / 64; ++chunk) {
+      const int64_t column = group * kGroup + chunk * 64, left = columns - column;
+      __m512i w[Rows];
+#pragma GCC unroll 2
+      for (int r = 0; r < Rows; ++r) {
+        w[r] = bias;
+        if (left <= 0) continue;
+        if constexpr (Dense) {
+          const uint64_t held = left >= 64 ? ~uint64_t{0} : (uint64_t{1} << left) - 1;
+          w[r] = _mm512_xor_si512(_mm512_maskz_loadu_epi8(held, values[r]), bias);
+          values[r] += smaller(left, 64);
+          fetch_ahead(values[r]);
+        } else {
+          const uint64_t bits = *masks[r]++;
+          w[r] = _mm512_xor_si512(_mm512_maskz_expand_epi8(bits, _mm512_loadu_si512(values[r])), bias);
+          values[r] += _mm_popcnt_u64(bits);
+          fetch_ahead(values[r]);
         }
       }
 #pragma GCC unroll 8
       for (int b = 0; b < Batch; ++b) {
-        const __m512 scale = _mm512_set1_ps(v.scales[b * groups + group]);
-        for (int r = 0; r < Rows; ++r) sum[r][b] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(part[r][b]), scale, sum[r][b]);
+        const __m512i x = _mm512_loadu_si512(v.bytes + b * v.padded + column);
+#pragma GCC unroll 2
+        for (int r = 0; r < Rows; ++r) part[r][b] = _mm512_dpbusd_epi32(part[r][b], w[r], x);
       }
     }
-    for (int r = 0; r < Rows; ++r) {
-      for (int b = 0; b < Batch; ++b) parts[b][row + r] = (Floats)sum[r][b];
+#pragma GCC unroll 8
+    for (int b = 0; b < Batch; ++b) {
+      const __m512 scale = _mm512_set1_ps(v.scales[b * groups + group]);
+#pragma GCC unroll 2
+      for (int r = 0; r < Rows; ++r) sum[r][b] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(part[r][b]), scale, sum[r][b]);
     }
   }
-};
+#pragma GCC unroll 2
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 8
+    for (int b = 0; b < Batch; ++b) parts[b][row + r] = (Floats)sum[r][b];
+  }
+}
 
 // Two rows at once are faster from bitmasks; dense rows are faster one by one, as a single stream from memory.
 template <bool Dense, int Batch>
@@ -90,9 +88,9 @@ void band_by_bytes(const PackedMatrix& m, int64_t first, int count, const Vector
   Floats parts[Batch][kBand] = {};
   int row = 0;
   if constexpr (!Dense) {
-    for (; row + 1 < count; row += 2) ByteRows<false, Batch, 2>(m, first + row).multiply(m, v, row, parts);
+    for (; row + 1 < count; row += 2) rows_by_bytes<false, Batch, 2>(m, v, first + row, parts, row);
   }
-  for (; row < count; ++row) ByteRows<Dense, Batch, 1>(m, first + row).multiply(m, v, row, parts);
+  for (; row < count; ++row) rows_by_bytes<Dense, Batch, 1>(m, v, first + row, parts, row);
   add_lanes<Batch>(parts, sums);
 }
 
