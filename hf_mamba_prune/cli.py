@@ -244,9 +244,10 @@ def info(model: o.OptionalModel = None, revision: o.Revision = None, as_json: o.
 @grouped
 def demo(shown: g.OutputOptions, output: o.Output = Path("hf-mamba-prune-demo"), sparsity: o.Sparsity = 0.7) -> None:
     """Run the whole job offline on the bundled small model; repeat it as often as you like."""
+    job = demo_job(output, sparsity)
     if not (shown.quiet or shown.as_json):
         print(f"Pruning the bundled Mamba of 2.8 million weights to {sparsity:.0%}, offline.")
-    _run(demo_job(output, sparsity), False, shown)
+    _run(job, False, shown)
 
 
 for _command in (
