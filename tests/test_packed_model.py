@@ -13,7 +13,7 @@ import pytest
 import torch
 from native_cases import instruction_sets
 from tiny_models import ARCHITECTURE_CASES, VOCABULARY, build_model, build_tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer, MambaForCausalLM, pipeline
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, MambaForCausalLM, pipeline
 from transformers.generation.streamers import BaseStreamer
 
 from hf_mamba_prune import native
@@ -143,6 +143,24 @@ def test_a_cache_of_another_batch_or_model_is_refused(tmp_path):
         packed(tokens(1, 2), cache_params=cache)
     with pytest.raises(ValueError, match="the cache holds"):
         packed(tokens(1), cache_params=other(tokens(4), use_cache=True).cache_params)
+    with pytest.raises(ValueError, match="the cache has 0 layers"):
+        packed(tokens(1), cache_params=DynamicCache())
+
+
+@needs_kernels
+def test_states_that_were_exchanged_between_two_tokens_are_looked_at_again(tmp_path):
+    save(tmp_path / "p")
+    packed = load(tmp_path / "p")
+    caches = [packed(tokens(4), use_cache=True).cache_params for _ in range(2)]
+    for cache in caches:
+        packed(tokens(1), cache_params=cache)
+    states = caches[0].layers[-1].recurrent_states
+    states[0] = states[0].double()
+    found, expected = (packed(tokens(1), cache_params=cache).logits for cache in caches)
+    assert torch.equal(found, expected)
+    states[0] = states[0][:, :-1]
+    with pytest.raises(ValueError, match="the cache holds"):
+        packed(tokens(1), cache_params=caches[0])
 
 
 @CASES

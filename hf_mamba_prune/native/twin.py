@@ -106,15 +106,15 @@ def chunk_scan(
         state = initial_states.to(dtype)
 
     def run(state, exponent, inflow, B, C):
-        total = exponent.cumsum(1)
+        total = exponent.double().cumsum(1)  # the differences of long sums would keep few digits in float32
         size = total.shape[1]
-        between = total[:, :, None] - total[:, None]
+        between = (total[:, :, None] - total[:, None]).to(dtype)
         future = torch.ones(size, size, dtype=torch.bool).triu(1)[None, :, :, None]
         weight = torch.einsum("bthn,bshn->btsh", C, B) * between.masked_fill(future, float("-inf")).exp()
         out = torch.einsum("btsh,bshp->bthp", weight, inflow)
-        out = out + torch.einsum("bthn,bhpn->bthp", C * total.exp()[..., None], state)
-        left = (total[:, -1:] - total).exp()
-        state = state * total[:, -1].exp()[..., None, None]
+        out = out + torch.einsum("bthn,bhpn->bthp", C * total.exp().to(dtype)[..., None], state)
+        left = (total[:, -1:] - total).exp().to(dtype)
+        state = state * total[:, -1].exp().to(dtype)[..., None, None]
         return state + torch.einsum("bthn,bthp->bhpn", B * left[..., None], inflow), out
 
     tensors = (steps * A.to(dtype), wide * steps[..., None], B_wide, C_wide)

@@ -210,7 +210,7 @@ class PackedModel:
         return self._engine
 
     def _continues(self, cache: Cache | None) -> bool:
-        ends = [] if cache is None else (cache.layers[0], cache.layers[-1])  # a prefill goes through all or none
+        ends = [] if cache is None else cache.layers[:1] + cache.layers[-1:]  # a prefill goes through all or none
         return (
             cache is not None
             and available()

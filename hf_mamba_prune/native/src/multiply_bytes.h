@@ -53,13 +53,12 @@ HMP_INLINE void rows_by_bytes(const PackedMatrix& m, const Vectors& v, int64_t f
           const uint64_t held = left >= 64 ? ~uint64_t{0} : (uint64_t{1} << left) - 1;
           w[r] = _mm512_xor_si512(_mm512_maskz_loadu_epi8(held, values[r]), bias);
           values[r] += smaller(left, 64);
-          fetch_ahead(values[r]);
         } else {
           const uint64_t bits = *masks[r]++;
           w[r] = _mm512_xor_si512(_mm512_maskz_expand_epi8(bits, _mm512_loadu_si512(values[r])), bias);
           values[r] += _mm_popcnt_u64(bits);
-          fetch_ahead(values[r]);
         }
+        fetch_ahead(values[r]);
       }
 #pragma GCC unroll 8
       for (int b = 0; b < Batch; ++b) {

@@ -6,7 +6,7 @@
 namespace hmp {
 namespace HMP_ISA {
 
-// AVX-512 with VBMI2 and VNNI expands and multiplies whole vectors of bytes and words.
+// AVX-512 with VBMI2, VNNI and BF16 expands, multiplies and rounds whole vectors of bytes and words.
 #if defined(__AVX512VBMI2__) && defined(__AVX512VNNI__) && defined(__AVX512BF16__)
 #define HMP_WIDE 1
 #else
