@@ -217,33 +217,40 @@ def _burn(_=None) -> None:
 
 
 def busy() -> None:
-    """Steps of a few milliseconds on an idle machine and with two other processes on its two cores."""
-    model, ids = build(2, **LAYERS), tokens()
-    with native.use_native(model), torch.no_grad():
-        cache = model(ids, use_cache=True).cache_params
+    """Steps of the 130m shape on an idle machine and with two other processes on its two cores."""
+    model, ids = build(24), tokens()
+    with native.use_native(model):
+        with torch.no_grad():
+            cache = model(ids, use_cache=True).cache_params
 
-        def step():
+        def decode():
             with torch.no_grad():
                 model(ids[:, :1], cache_params=cache)
 
-        runs = (forward(model, ids), step)
-        idle = rounds(40, *runs)
+        steps = {
+            "forward": forward(model, ids),
+            "forward + backward": forward_backward(model, ids),
+            "decoding step": decode,
+        }
+        idle = {name: rounds(5, step)[0] for name, step in steps.items()}
+        scan_idle = scan_seconds()
         context = multiprocessing.get_context("spawn")
         others = [context.Process(target=_burn, daemon=True) for _ in range(2)]
         for other in others:
             other.start()
         time.sleep(1)
-        loaded = rounds(40, *runs)
-        kernels_loaded = scan_seconds()
+        loaded = {name: rounds(20, step)[0] for name, step in steps.items()}
+        scan_loaded = scan_seconds()
         for other in others:
             other.kill()
             other.join()
-        kernels_idle = scan_seconds()
-    at_most("the scan's forward + backward: slowest of 40 / idle", max(kernels_loaded) / min(kernels_idle), 4)
-    line("the scan's forward + backward: median / idle", f"{ratio(kernels_loaded, kernels_idle):.2f} x")
-    for name, alone, crowded in zip(("forward", "decoding step"), idle, loaded, strict=True):
-        slower = f"slowest of 40 {max(crowded) / statistics.median(alone):.1f} x"
-        line(f"{name}, 2 layers, torch's part included: median / idle", f"{ratio(crowded, alone):.2f} x", slower)
+    for name, times in loaded.items():
+        usual = statistics.median(idle[name])
+        line(f"{name}: median / idle", f"{statistics.median(times) / usual:.2f} x")
+        at_most(f"{name}: slowest of 20 / idle", max(times) / usual, 4)
+    usual = statistics.median(scan_idle)
+    line(f"one scan of {usual * 1e3:.1f} ms and its backward: median / idle", f"{ratio(scan_loaded, scan_idle):.2f} x")
+    line("one scan: slowest of 40 / idle", f"{max(scan_loaded) / usual:.2f} x")
 
 
 def scan_seconds() -> list[float]:

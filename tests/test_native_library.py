@@ -81,6 +81,37 @@ def test_a_child_forked_before_any_kernel_ran_works():
     subprocess.run([sys.executable, "-c", FORKED], check=True, timeout=60)
 
 
+TOGETHER = """
+import os, torch
+from hf_mamba_prune import native
+torch.set_num_threads(2)
+torch.randn(1500, 1500) @ torch.randn(1500, 1500)
+allowed, me = os.sched_getaffinity(0), os.getpid()
+x, weight = torch.randn(1, 1024, 2000), torch.randn(1024, 4)
+others = [int(task) for task in os.listdir("/proc/self/task") if int(task) != me]
+
+def parted(core):
+    for other in others:
+        os.sched_setaffinity(other, {core})
+    for _ in range(300):
+        os.sched_setaffinity(me, {core})  # comes here, and may go away again
+        os.sched_setaffinity(me, allowed)
+        native.causal_conv1d(x, weight, None, "silu")
+        if any(core not in os.sched_getaffinity(other) for other in others):
+            return True
+    return False
+
+assert all(parted(core) for core in sorted(allowed)[:2])
+assert os.sched_getaffinity(me) == allowed
+"""
+
+
+@needs_kernels
+@pytest.mark.skipif(not sys.platform.startswith("linux") or os.cpu_count() < 2, reason="needs two cores of Linux")
+def test_threads_that_meet_on_one_core_part():
+    subprocess.run([sys.executable, "-c", TOGETHER], check=True, timeout=60)
+
+
 @needs_kernels
 def test_many_python_threads_share_the_pool():
     expected, found = scanned(), []

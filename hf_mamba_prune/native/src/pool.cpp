@@ -12,6 +12,8 @@
 #include <system_error>
 #include <thread>
 
+#include "cores.h"
+
 namespace hmp {
 namespace {
 
@@ -50,6 +52,7 @@ class Pool {
     grow(threads - 1);
     task_ = task;
     context_ = context;
+    cores_.begin();
     unfinished_.store(tasks, std::memory_order_relaxed);
     limit_.store(threads - 1, std::memory_order_relaxed);
     const uint64_t job = ((left_.load(std::memory_order_relaxed) >> 32) + 1) << 32 | static_cast<uint64_t>(tasks);
@@ -105,6 +108,7 @@ class Pool {
         wake_.wait(lock, ready);
         sleepers_.fetch_sub(1, std::memory_order_seq_cst);
       }
+      cores_.come();
       take();
     }
   }
@@ -116,6 +120,7 @@ class Pool {
   std::atomic<int> sleepers_{0}, limit_{0};
   Task task_ = nullptr;
   const void* context_ = nullptr;
+  Cores cores_;
   int workers_ = 0;
 };
 
@@ -168,9 +173,10 @@ Runtime torch_runtime() {
 }
 
 // A region ends only when each of its threads has come. Where cores are busy that can take milliseconds, and the pool
-// does without a thread that is late: then it serves for a while.
+// does without a thread that is late: then it serves for a while. Not longer, as torch's threads keep meeting on one
+// core while no region of ours parts them; and not where OMP_PROC_BIND ties this thread, and so the pool's, to one core.
 constexpr std::chrono::microseconds kLate{500};
-constexpr std::chrono::seconds kWithoutRegions{1};
+constexpr std::chrono::milliseconds kWithoutRegions{50};
 std::atomic<Clock::rep> regions_again{0};
 
 struct Shared {
@@ -185,12 +191,15 @@ struct Shared {
   std::atomic<int> through{1};
   std::mutex sleep;
   std::condition_variable finished;
+  Cores cores;
 };
 
 // One thread's part of a region. The runtime's own wait for the others would spin: the caller waits here, and leaves
 // its core to them where cores are busy.
 void take_part(void* data) {
   Shared& shared = *static_cast<Shared*>(data);
+  const bool caller = pthread_equal(shared.caller, pthread_self());
+  if (!caller) shared.cores.come();
   const auto now = Clock::now();
   if (!shared.patient && now - shared.begun > kLate) {
     regions_again.store((now + kWithoutRegions).time_since_epoch().count(), std::memory_order_relaxed);
@@ -198,7 +207,7 @@ void take_part(void* data) {
   for (int64_t i; (i = shared.next.fetch_add(1, std::memory_order_relaxed)) < shared.tasks;) {
     shared.task(shared.context, i);
   }
-  if (!pthread_equal(shared.caller, pthread_self())) {
+  if (!caller) {
     std::lock_guard<std::mutex> lock(shared.sleep);
     shared.through.fetch_add(1, std::memory_order_release);
     shared.finished.notify_one();
@@ -233,9 +242,12 @@ void parallel(int64_t tasks, int threads, Task task, const void* context, bool p
     return;
   }
   const Runtime runtime = torch_runtime();
-  if (runtime.region != nullptr &&
-      (patient || Clock::now().time_since_epoch().count() >= regions_again.load(std::memory_order_relaxed))) {
+  const auto pool_serves = [] {
+    return Clock::now().time_since_epoch().count() < regions_again.load(std::memory_order_relaxed);
+  };
+  if (runtime.region != nullptr && (patient || !pool_serves() || allowed_cores() < threads)) {
     Shared shared{task, context, tasks, runtime, patient};
+    shared.cores.begin();
     runtime.region(take_part, &shared, static_cast<unsigned>(threads), 0);
     return;
   }

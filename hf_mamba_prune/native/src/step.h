@@ -66,9 +66,10 @@ inline void step_share(const void* context, int64_t task) {
   }
 }
 
+// Even a small state takes a region: it is all that parts torch's threads, should they meet on one core (see cores.h).
 inline void state_step(const StateStep& s, int threads) {
   const int64_t work = s.shape.batch * s.shape.channels() * s.shape.states;
-  parallel(Plan(s.shape).tasks, work < (1 << 15) ? 1 : threads, step_share, &s);
+  parallel(Plan(s.shape).tasks, work < (1 << 13) ? 1 : threads, step_share, &s, true);
 }
 
 // state: the last `kept` inputs, oldest first. The window of the convolution ends with x.
