@@ -40,7 +40,6 @@ from hf_mamba_prune import (
     read_text,
     use_native,
 )
-from hf_mamba_prune.environment import in_bfloat16
 from hf_mamba_prune.loading import LoadedModel
 from hf_mamba_prune.recovery import recover
 
@@ -118,8 +117,7 @@ def measure(run: Run, loaded: LoadedModel, teacher: PreTrainedModel, texts: Sequ
         if training:
             unseen = np.load(DATA.parent / "models" / "mamba-wiki-3m-unseen.npz")["tokens"].astype(np.int64)
             order = torch.randperm(len(unseen), generator=torch.Generator().manual_seed(run.seed))
-            source, bf16 = TextSource("unseen", ()), in_bfloat16(None, model.device)
-            recovery = Recovery(source, steps=run.steps, learning_rate=run.rate, bf16=bf16, **training)
+            recovery = Recovery(TextSource("unseen", ()), steps=run.steps, learning_rate=run.rate, **training)
             seen = torch.from_numpy(unseen)[order[: run.steps * recovery.batch_size]]
             recover(model, seen, config, recovery, teacher if recovery.distill else None)
     minutes = (time.perf_counter() - started) / 60

@@ -88,9 +88,10 @@ def make_plan(
             inner * _ACTIVATIONS * model.config.num_hidden_layers + 3 * model.config.vocab_size * (1 + distill)
         )
         memory = max(memory, training)
-    dtype = torch.bfloat16 if in_bfloat16(config.calibration_bf16, torch.device("cpu")) else torch.float32
-    seconds = operations / _operations_per_second(dtype)
-    seconds += (solving + training_tokens * weights * (6 + 2 * distill)) / _operations_per_second(torch.float32)
+    shape = (model.config.hidden_size, 2 * inner)
+    seconds = operations / _operations_per_second(shape, config.calibration_bf16)
+    seconds += training_tokens * weights * (6 + 2 * distill) / _operations_per_second(shape, None)
+    seconds += solving / _operations_per_second(shape, False)
     return Plan(
         weights=weights,
         prunable=prunable,
@@ -106,9 +107,10 @@ def _tokens_seen(config: PruningConfig, parts: int) -> float:
     return config.calibration_samples * config.calibration_length * config.steps / min(config.steps, parts)
 
 
-def _operations_per_second(dtype: torch.dtype) -> float:
-    """What this processor does in a matrix product of a model's kind, measured in a moment."""
-    left, right = torch.randn(512, 768).to(dtype), torch.randn(768, 1536).to(dtype)
+def _operations_per_second(shape: tuple[int, int], bf16: bool | None) -> float:
+    """What this processor does in a matrix product with a model's `in_proj`, measured in a moment."""
+    dtype = torch.bfloat16 if in_bfloat16(bf16, torch.device("cpu")) else torch.float32
+    left, right = torch.randn(512, shape[0]).to(dtype), torch.randn(shape).to(dtype)
     left @ right
     started = time.perf_counter()
     for _ in range(8):

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from transformers.trainer_callback import PrinterCallback
 
 from hf_mamba_prune.config import PruningConfig
+from hf_mamba_prune.environment import in_bfloat16
 from hf_mamba_prune.gradual import GradualPruner
 from hf_mamba_prune.report import RecoveryFacts
 from hf_mamba_prune.sequences import sample_sequences
@@ -32,7 +33,7 @@ class Recovery:
         length: tokens of a sequence, at least 2.
         distill: learn from the dense model, with the weights of the pruning config; otherwise cross-entropy alone.
         gradual: prune in training, by the schedule of the pruning config, instead of before it (arXiv 2505.08299).
-        bf16: run the products in bfloat16; the weights stay float32.
+        bf16: run the products in bfloat16 over float32 weights; None: on a CPU that has instructions for them.
 
     Raises:
         ValueError: a number is out of range.
@@ -45,7 +46,7 @@ class Recovery:
     length: int = 512
     distill: bool = True
     gradual: bool = False
-    bf16: bool = False
+    bf16: bool | None = None
 
     def __post_init__(self) -> None:
         for name, low in (("steps", 1), ("batch_size", 1), ("length", 2)):
@@ -141,7 +142,7 @@ def _arguments(folder: str, model: PreTrainedModel, config: PruningConfig, recov
         lr_scheduler_type="cosine",
         warmup_steps=max(1, recovery.steps // 10),
         max_grad_norm=1.0,
-        bf16=recovery.bf16,
+        bf16=in_bfloat16(recovery.bf16, model.device),
         logging_steps=max(1, recovery.steps // 20),
         save_strategy="no",
         report_to="none",
