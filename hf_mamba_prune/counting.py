@@ -15,20 +15,21 @@ class ZeroCounter:
     """Counts when it is made, and again when asked for the facts: on every rank, where FSDP2 divides the weights."""
 
     def __init__(self, model: nn.Module, targets: Sequence[Target]) -> None:
-        self._model, self._targets = model, targets
-        self._before = self._count()
+        self._targets = targets
+        self._before = self._count(model)
 
-    def facts(self, asked: float, masked: int, at_ceiling: tuple[str, ...] = ()) -> SparsityFacts:
+    def facts(self, model: nn.Module, asked: float, masked: int, at_ceiling: tuple[str, ...] = ()) -> SparsityFacts:
         """What came of a run.
 
         Args:
+            model: the same or, after a `model_init`, another of its kind.
             asked: sparsity that the config asks for.
             masked: weights that the masks of the last pruning step hold at zero.
             at_ceiling: tensors that it held at their ceiling.
         """
-        before, after = self._before, self._count()
+        before, after = self._before, self._count(model)
         targets = tuple(Count(t.name, t.layer, t.size, sum(before[t.name]), sum(after[t.name])) for t in self._targets)
-        model_weights = sum(p.numel() for p in self._model.parameters())
+        model_weights = sum(p.numel() for p in model.parameters())
         return SparsityFacts(
             asked=asked,
             masked=masked,
@@ -45,15 +46,15 @@ class ZeroCounter:
             at_ceiling=at_ceiling,
         )
 
-    def _count(self) -> dict[str, list[int]]:
+    def _count(self, model: nn.Module) -> dict[str, list[int]]:
         """Zeros of every target, for each of its ranges of rows; of the whole model under the empty name."""
-        shard = shard_of(self._model, [target.name for target in self._targets])
+        shard = shard_of(model, [target.name for target in self._targets])
         counts = {}
         for target in self._targets:
-            zeros = (target.weight(self._model) == 0).sum(1, keepdim=True)
+            zeros = (target.weight(model) == 0).sum(1, keepdim=True)
             zeros = shard.gather(zeros, target.shape[0])
             counts[target.name] = [int(zeros[start:stop].sum()) for _, start, stop in _ranges(target)]
-        counts[""] = shard.count([sum(int((local(p) == 0).sum()) for p in self._model.parameters())])
+        counts[""] = shard.count([sum(int((local(p) == 0).sum()) for p in model.parameters())])
         return counts
 
     def _components(self, before: dict[str, list[int]], after: dict[str, list[int]]) -> tuple[Count, ...]:

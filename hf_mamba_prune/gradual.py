@@ -79,8 +79,13 @@ class GradualPruner:
         if config.measure == "calibration" and self._score.needs and self._calibration is None:
             raise ValueError("measure='calibration' needs calibration sequences.")
 
-    def plan(self, total_steps: int) -> dict[int, float]:
+    def plan(self, total_steps: int, done: int = 0) -> dict[int, float]:
         """Fix the optimizer steps after which it prunes, and the sparsity of each; none when it is sparse enough.
+
+        Args:
+            total_steps: optimizer steps of the whole training.
+            done: those made before now. A pruning step that is due and was not made, as the run was meant to be
+                longer, comes at the next one.
 
         Raises:
             ValueError: fewer steps in training than pruning steps.
@@ -101,8 +106,9 @@ class GradualPruner:
             progress = step / config.steps
             sparsity = sparsity_at(config.schedule, progress, config.sparsity, start)
             # A run that goes on, longer perhaps than it was meant to be, does not go back.
-            if step == config.steps or weights_to_prune(sparsity, self._size) > self.masked():
-                self._events[math.floor(first + (last - first) * progress + 0.5)] = sparsity
+            ahead = step == config.steps or weights_to_prune(sparsity, self._size) > self.masked()
+            if ahead and sparsity > self._risen:
+                self._events[max(math.floor(first + (last - first) * progress + 0.5), done + 1)] = sparsity
         return self.events
 
     def _settle(self) -> None:
@@ -200,6 +206,7 @@ class GradualPruner:
             changed += int((drop != self._dropped[target.name]).sum())
             self._dropped[target.name] = drop
         self._count_masked()
+        self._risen = sparsity
         self.churn = self._shard.count([changed])[0] / self._size
         if self.finished(step):
             self._averages.clear()
@@ -214,6 +221,11 @@ class GradualPruner:
                 return calibrate(
                     self.model, self.targets, self._calibration, self._score.needs, self.config.batch_size
                 )
+        if not self._averages:
+            raise RuntimeError(
+                "no training step before the first pruning step had finite gradients: there is nothing to score by: "
+                "prune later (start), lower the learning rate, or train in bfloat16 instead of float16."
+            )
         statistics = {}
         for target in self.targets:
             sums = {need: self._averages[need][target.name] for need in self._score.needs}
@@ -267,7 +279,7 @@ class GradualPruner:
         self._dropped = {target.name: target.weight(self.model) == 0 for target in self.targets}
         self._count_masked()
         self._averages = {}
-        self._start_sparsity = self.sparsity()
+        self._start_sparsity, self._risen = self.sparsity(), 0.0
 
     def state(self) -> dict[str, torch.Tensor]:
         """Masks, eight to a byte, and averages, of all rows: everything that a run needs to go on."""
@@ -279,8 +291,8 @@ class GradualPruner:
             for target in self.targets:
                 rows = averages[target.name]
                 tensors[f"average.{need.name}.{target.name}"] = self._shard.gather(rows, target.shape[0])
-        tensors["start_sparsity"] = torch.tensor(self._start_sparsity, dtype=torch.float64)
-        tensors["churn"] = torch.tensor(self.churn, dtype=torch.float64)
+        for name, value in (("start_sparsity", self._start_sparsity), ("risen", self._risen), ("churn", self.churn)):
+            tensors[name] = torch.tensor(value, dtype=torch.float64)
         return tensors
 
     def load_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -304,7 +316,7 @@ class GradualPruner:
                 _, need, name = key.split(".", 2)
                 self._averages.setdefault(Need[need], {})[name] = self._here(value, targets[name])
         self._start_sparsity = float(tensors["start_sparsity"])
-        self.churn = float(tensors["churn"])
+        self._risen, self.churn = float(tensors["risen"]), float(tensors["churn"])
 
     def _here(self, whole: torch.Tensor, target: Target) -> torch.Tensor:
         """The rows of a whole weight that this rank holds, where they are."""

@@ -103,11 +103,12 @@ class PruningOptions:
         Raises:
             ValueError: a number out of range, an unknown name, or options that exclude each other.
         """
-        recipe = find_recipe(self.recipe).config
+        recipe = dict(find_recipe(self.recipe).config)
+        recipe |= {"score": self.score} if self.score else {}
+        recipe |= {"reconstruct": False} if self.no_reconstruct else {}
         return PruningConfig(
             sparsity=self.sparsity,
             pattern=self.pattern,
-            score=self.score or recipe.get("score", DEFAULT.score),
             allocation=self.allocation,
             alpha=self.alpha,
             gradient=self.gradient,
@@ -116,12 +117,12 @@ class PruningOptions:
             component_sparsity=o.parse_shares(self.component_sparsity),
             schedule=self.schedule,
             steps=self.steps,
-            reconstruct=recipe.get("reconstruct", True) and not self.no_reconstruct,
             damping=self.damping,
             calibration_samples=data.calibration_samples,
             calibration_length=data.calibration_length,
             batch_size=self.batch_size,
             seed=data.seed,
+            **recipe,
         )
 
 

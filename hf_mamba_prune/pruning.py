@@ -70,9 +70,9 @@ def prune(
     origin = origin or Origin(model.name_or_path)
     evaluation = evaluation or Evaluation()
     facts = model_facts(model, origin)
-    gradual = recovery is not None and recovery.gradual  # it measures on what it trains on
-    sequences = None if gradual else _sequences(tokenizer, config, calibration)
-    tokens = None if recovery is None else _training_tokens(model, tokenizer, config, recovery)
+    measured = recovery is None or not recovery.gradual or config.measure == "calibration"  # or in training
+    sequences = _sequences(tokenizer, config, calibration) if measured else None
+    tokens = None if recovery is None else _training_tokens(model, tokenizer, config, recovery, sequences)
     zeros = ZeroCounter(model, targets)
     with meter.step("evaluate"):
         before, tasks_before = evaluation.run(model, tokenizer), evaluation.tasks.run(model, tokenizer)
@@ -84,7 +84,7 @@ def prune(
         config=config.to_dict(),
         command=origin.command,
         model=facts,
-        sparsity=zeros.facts(config.sparsity, budget.total, budget.at_ceiling),
+        sparsity=zeros.facts(model, config.sparsity, budget.total, budget.at_ceiling),
         calibration=None if sequences is None else _calibration_facts(calibration.name, sequences),
         before=before,
         after=after,
@@ -99,11 +99,15 @@ def prune(
 
 
 def _training_tokens(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: PruningConfig, recovery: Recovery
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PruningConfig,
+    recovery: Recovery,
+    sequences: torch.Tensor | None,
 ) -> torch.Tensor:
     """The training data; what cannot be trained is refused here, before the work."""
     if recovery.gradual:
-        GradualPruner(model, config).plan(recovery.steps)
+        GradualPruner(model, config, sequences).plan(recovery.steps)
     return training_tokens(tokenizer, recovery, config.seed)
 
 
@@ -124,7 +128,7 @@ def _prune_and_train(
     if recovery is None:
         return budget, repairs, None
     with meter.step("recover"):
-        trained, pruner = recover(model, tokens, config, recovery, teacher)
+        trained, pruner = recover(model, tokens, config, recovery, teacher, sequences)
     return budget or pruner.budget, repairs, trained
 
 

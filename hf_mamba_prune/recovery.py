@@ -84,6 +84,7 @@ def recover(
     config: PruningConfig,
     recovery: Recovery,
     teacher: nn.Module | None,
+    calibration: torch.Tensor | None = None,
 ) -> tuple[RecoveryFacts, GradualPruner]:
     """Train a model in place, in float32; it comes back in its own dtype.
 
@@ -93,6 +94,7 @@ def recover(
         config: components, seed, and for a gradual recovery how to prune.
         recovery: data and length of the training.
         teacher: the dense model; None: cross-entropy alone.
+        calibration: token ids (samples, l); for a gradual recovery whose config says `measure="calibration"`.
 
     Returns:
         What was done, and the masks.
@@ -110,6 +112,7 @@ def recover(
             train_dataset=_Sequences(tokens),
             pruning_config=config,
             teacher=teacher,
+            calibration=calibration,
             callbacks=[TrainingBar("recover")],
         )
         if recovery.gradual and not trainer.pruner.plan(recovery.steps):
@@ -118,6 +121,8 @@ def recover(
             )
         trainer.remove_callback(PrinterCallback)  # its lines would stand in the middle of what the command prints
         trainer.train()
+        # The model left as it came, without the autocast around its forward.
+        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     model.to(dtype).eval()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     facts = RecoveryFacts(
@@ -140,7 +145,7 @@ def _arguments(folder: str, model: PreTrainedModel, config: PruningConfig, recov
         per_device_train_batch_size=recovery.batch_size,
         learning_rate=recovery.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=max(1, recovery.steps // 10),
+        warmup_steps=recovery.steps // 10,
         max_grad_norm=1.0,
         bf16=in_bfloat16(recovery.bf16, model.device),
         logging_steps=max(1, recovery.steps // 20),

@@ -67,7 +67,7 @@ class PruningCallback(TrainerCallback):
         _check_arguments(args)
         self.attach(getattr(model, "module", model))
         self._hold(optimizer)
-        self.pruner.plan(state.max_steps)
+        self.pruner.plan(state.max_steps, state.global_step)
 
     def on_pre_optimizer_step(self, args, state, control, **rest) -> None:
         if self.sees_gradients:
@@ -242,12 +242,18 @@ def _fsdp_version(args: TrainingArguments) -> int:
 
 
 def _check_arguments(args: TrainingArguments) -> None:
-    """Refuse ways of training on many devices that would break the masks.
+    """Refuse optimizers and ways of training on many devices that would break the masks.
 
     Raises:
         ValueError: says what to use instead.
     """
     kind = args.distributed_state.distributed_type
+    optimizer = str(getattr(args.optim, "value", args.optim))
+    if optimizer.startswith("schedule_free"):
+        raise ValueError(
+            f"optim={optimizer!r} puts weights of its own into the model for each evaluation, without the masks: use "
+            "another optimizer, such as adamw_torch."
+        )
     if args.n_gpu > 1:
         raise ValueError(
             "nn.DataParallel copies the model at each step: start with `accelerate launch` (DDP) instead."

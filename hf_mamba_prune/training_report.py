@@ -40,7 +40,7 @@ class TrainingRecord:
     def count(self, pruner: GradualPruner) -> SparsityFacts:
         """The zeros now; where FSDP2 divides the weights, every rank must ask."""
         at_ceiling = pruner.budget.at_ceiling if pruner.budget else ()
-        return self._zeros.facts(self._config.sparsity, pruner.masked(), at_ceiling)
+        return self._zeros.facts(pruner.model, self._config.sparsity, pruner.masked(), at_ceiling)
 
     def write(
         self,
@@ -95,17 +95,22 @@ def _training(trainer: Trainer, dataset: str | list[str] | None) -> RecoveryFact
         tokens=int(trainer.state.num_input_tokens_seen),
         learning_rate=trainer.args.learning_rate,
         distilled=getattr(trainer, "teacher", None) is not None,
-        gradual=True,
+        gradual=bool(trainer.pruner.events),
         first_loss=losses[0],
         last_loss=losses[-1],
     )
 
 
 def _evaluations(trainer: Trainer) -> tuple[TaskMetrics, ...]:
-    """The last loss on the evaluation set."""
-    found = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    """The last loss on the evaluation set, or that of the best model where the trainer went back to it."""
+    state = trainer.state
+    found = [entry for entry in state.log_history if "eval_loss" in entry]
     if not found:
         return ()
+    ended = max((at for at, entry in enumerate(state.log_history) if "train_runtime" in entry), default=0)
+    asked_since = any("eval_loss" in entry for entry in state.log_history[ended:])
+    if trainer.args.load_best_model_at_end and state.best_model_checkpoint and not asked_since:
+        found = [entry for entry in found if entry["step"] == state.best_global_step]
     examples = round(found[-1].get("eval_samples_per_second", 0) * found[-1].get("eval_runtime", 0))
     return (TaskMetrics("evaluation set", "loss", found[-1]["eval_loss"], None, examples, False),)
 

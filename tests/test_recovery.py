@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -10,6 +11,7 @@ from tiny_models import build_model
 
 from hf_mamba_prune import Evaluation, PruningConfig, PruningReport, Recovery, TextSource, find_targets, prune
 from hf_mamba_prune.cli import main
+from hf_mamba_prune.recipes import RECIPES
 
 TEXT = TextSource("some text", tuple(f" The thing number {i} in the other .\n" for i in range(60)))
 SMALL = dict(calibration_samples=2, calibration_length=12)
@@ -69,8 +71,26 @@ def test_autocast_changes_the_products_and_neither_weights_nor_zeros(tokenizer):
         )
         assert zeros_of(model) == round(0.5 * sum(t.size for t in find_targets(model)))
         assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+        again, ids = build_model("mamba").eval(), torch.arange(20)[None]
+        again.load_state_dict(model.state_dict())
+        assert torch.equal(model(ids).logits, again(ids).logits)  # what comes back runs in float32
         found.append(report.recovery.first_loss)
     assert found[0] != found[1] and found[1] == pytest.approx(found[0], rel=0.02)
+
+
+def test_a_single_step_trains(mamba, tokenizer):
+    config = PruningConfig(0.5, score="magnitude", reconstruct=False, steps=1)
+    before = copy.deepcopy(mamba.state_dict())
+    prune(mamba, tokenizer, config, recovery=Recovery(**TRAINING | dict(steps=1), distill=False))
+    live = [(before[name] != p)[p != 0] for name, p in mamba.named_parameters()]
+    assert torch.cat([changed.flatten() for changed in live]).float().mean() > 0.5
+
+
+def test_pruning_in_training_can_measure_on_the_calibration_text(mamba, tokenizer):
+    config = PruningConfig(0.6, score="wanda", allocation="per-row", measure="calibration", steps=3, **SMALL)
+    report = prune(mamba, tokenizer, config, TEXT, recovery=Recovery(**TRAINING, distill=False, gradual=True))
+    wanted = round(0.6 * sum(t.size for t in find_targets(mamba)))
+    assert zeros_of(mamba) == wanted and report.calibration.source == "some text"
 
 
 @pytest.mark.parametrize(
@@ -115,6 +135,7 @@ def test_the_command_trains(tmp_path, mamba, tokenizer, recipe, capsys):
     assert report["recovery"]["gradual"] == (recipe == "paper") and report["recovery"]["steps"] == 9
     assert report["config"]["score"] == ("gradient-magnitude" if recipe == "paper" else "fisher")
     assert report["recovery"]["distilled"] == (recipe == "standard")
+    assert {name: report["config"][name] for name in RECIPES[recipe].config} == dict(RECIPES[recipe].config)
 
 
 def test_what_takes_too_long_is_refused_with_the_flag_that_helps(tmp_path, mamba, tokenizer, capsys):

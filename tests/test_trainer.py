@@ -363,6 +363,9 @@ def test_what_cannot_work_is_refused(mamba, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             PruningTrainer(mamba, arguments(tmp_path), train_dataset=DATA, pruning_config=config(**options))
+    with pytest.raises(ValueError, match="optim='schedule_free_adamw' puts weights of its own into the model"):
+        args = arguments(tmp_path, optim="schedule_free_adamw")
+        PruningTrainer(mamba, args, train_dataset=DATA, pruning_config=config())
     trainer = PruningTrainer(mamba, arguments(tmp_path, max_steps=3), train_dataset=DATA, pruning_config=config())
     with pytest.raises(ValueError, match="3 pruning steps do not fit between 0% and 70% of 3 training steps"):
         trainer.train()
