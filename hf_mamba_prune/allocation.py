@@ -57,6 +57,8 @@ def total_to_prune(targets: Sequence[Target], config: PruningConfig, sparsity: f
     free = sum(slot.size for slot in open_slots)
     if sparsity != config.sparsity:  # on the way, roundings of the parts and of the whole may be one apart
         total = min(max(total, sum(fixed.values())), sum(fixed.values()) + free)
+    if not free and abs(total - sum(fixed.values())) <= 1e-6 * size:  # as near as a sparsity is written
+        return sum(fixed.values())
     rest = total - sum(fixed.values())
     if not 0 <= rest <= free:
         raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -101,17 +101,18 @@ def analyze(
         model: a causal language model of a supported type.
         tokenizer: of the model.
         sequences: token ids (samples, l) that the scores are measured on.
-        evaluation: the held text; the first one counts.
+        evaluation: one held text.
         config: score, seed and batch size.
         levels: sparsities, each in [0, 1].
 
     Raises:
-        ValueError: no text to measure on.
+        ValueError: no text to measure on, or several.
         RuntimeError: the model gives no finite predictions.
     """
     if not evaluation.texts:
         raise ValueError("the analysis measures a loss: give it a held text.")
-    evaluation = replace(evaluation, texts=evaluation.texts[:1])
+    if len(evaluation.texts) > 1:
+        raise ValueError(f"an analysis measures on one held text, and {len(evaluation.texts)} were given.")
     score = build_score(config)
     rows = [row for row in component_rows(model) if row.kind != "state"]
     if score.needs & INPUT_NEEDS:

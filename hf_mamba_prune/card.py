@@ -155,6 +155,7 @@ def _values(report: PruningReport, repo: str) -> dict[str, object]:
         "config": json.dumps(report.config, indent=2),
         "calibration": report.calibration,
         "recovery": report.recovery,
+        "cross_entropy": bool(report.config.get("ce_weight")),
         "versions": {name: found for name, found in report.versions.items() if found[:1].isdigit()},
         "hardware": report.hardware,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mamba_prune.config import PruningConfig
@@ -36,6 +38,11 @@ def check_output(folder: Path, overwrite: bool, mark: str = REPORT_NAME) -> None
             raise ValueError(f"the output folder {folder} is not empty: choose another one, or pass --overwrite.")
         if not (folder / mark).is_file():
             raise ValueError(f"{folder} holds no {mark}, so it is not a result of this tool: not overwritten.")
+    if os.path.ismount(folder):
+        raise ValueError(
+            f"the output folder {folder} is a mount point, a container's volume perhaps, which a result cannot "
+            f"replace in one move: write into a folder inside it, such as {folder / 'model'}."
+        )
     parent = _existing_parent(folder)
     if not os.access(parent, os.W_OK | os.X_OK):
         raise RuntimeError(f"the output folder {folder} cannot be written: no permission in {parent}.")
@@ -53,10 +60,12 @@ def whole_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
     """A temporary folder beside `folder` that takes its name when the block ends well, and vanishes otherwise.
 
     What stood there before is moved aside first and removed last, so that a kill at any moment leaves the old result
-    or the new one. Two processes never write into one folder: the second to finish finds it taken.
+    or the new one. Two processes never write into one folder: the second to finish finds it taken, and keeps what it
+    made under another name.
 
     Raises:
         ValueError: somebody else filled the folder in the meantime.
+        RuntimeError: it cannot be replaced.
     """
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -65,14 +74,21 @@ def whole_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
     try:
         yield temporary
         _open_to_others(temporary)
-        if overwrite and folder.exists():
-            folder.rename(aside)
         try:
+            if overwrite and folder.exists():
+                folder.rename(aside)
             temporary.rename(folder)
         except OSError as error:
             if aside.exists():
                 aside.rename(folder)
-            raise ValueError(f"the output folder {folder} was filled by somebody else meanwhile.") from error
+            kept = temporary.rename(temporary.with_name(temporary.name.removeprefix(".")))
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                raise ValueError(
+                    f"the output folder {folder} was filled by somebody else meanwhile: the result is in {kept}."
+                ) from error
+            raise RuntimeError(
+                f"the output folder {folder} cannot be replaced ({error.strerror}): the result is in {kept}."
+            ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(aside, ignore_errors=True)
@@ -106,7 +122,10 @@ def write_checkpoint(
     # One copy of each: tied weights that are no longer the same tensor would both be written.
     copies = {tensor.data_ptr(): tensor.to(dtype) for tensor in model.parameters()}
     state = {name: copies[tensor.data_ptr()] for name, tensor in model.state_dict().items()}
-    model.save_pretrained(folder, state_dict=state)
+    try:
+        model.save_pretrained(folder, state_dict=state)
+    except SafetensorError as error:  # a full disk, and it is no OSError
+        raise RuntimeError(f"the weights cannot be written: {error}.") from error
     path = folder / "config.json"
     values = json.loads(path.read_text(encoding="utf-8")) | {"dtype": str(dtype).removeprefix("torch.")}
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

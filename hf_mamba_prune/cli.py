@@ -84,6 +84,8 @@ def prune(
 ) -> None:
     """Prune a Mamba language model into a folder (the default command)."""
     config = pruning.config(data)
+    _refuse_idle(push or on_hub is not None, "--push", hub.given() | {"--push-revision": push_revision})
+    _refuse_idle(pack, "--pack", {"--values": values != "auto"})
     job = PruningJob(
         model.choice(),
         config,
@@ -101,6 +103,17 @@ def prune(
         _run(job, dry_run, shown, max_hours)
     else:
         _run_on_hub(job, on_hub, max_hours, shown)
+
+
+def _refuse_idle(on: bool, needed: str, given: dict[str, object]) -> None:
+    """Refuse options that would do nothing.
+
+    Raises:
+        ValueError: something is given, and what it belongs to is off.
+    """
+    idle = [name for name, value in given.items() if value]
+    if idle and not on:
+        raise ValueError(f"{', '.join(idle)} does nothing without {needed}: add that, or leave it out.")
 
 
 def _run_on_hub(job: PruningJob, flavor: str, hours: float, shown: g.OutputOptions) -> None:

@@ -34,8 +34,13 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-def hardware(device: torch.device) -> dict[str, str | int]:
-    """Processor, cores, memory in bytes, device and kernels in use."""
+def hardware(device: torch.device, plugged: bool = True) -> dict[str, str | int]:
+    """Processor, cores, memory in bytes, device and the native kernels in use.
+
+    Args:
+        device: where the model is.
+        plugged: whether the kernels run it.
+    """
     facts: dict[str, str | int] = {
         "processor": _processor(),
         "cores": os.cpu_count() or 1,
@@ -45,6 +50,8 @@ def hardware(device: torch.device) -> dict[str, str | int]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "kernels": native.active_instruction_set() if native.available() else "pure torch",
     }
+    if not plugged:
+        facts["kernels"] = "none"
     return facts
 
 

@@ -73,7 +73,10 @@ class GradualPruner:
             raise ValueError("allocation 'sensitivity' needs a dense model at rest: choose another one for training.")
         gradients = self._score.needs <= GRADIENT_TERMS.keys()
         if config.measure == "training" and not gradients:
-            raise ValueError(f"score {config.score!r} is not made of gradients: use measure='calibration' with it.")
+            raise ValueError(
+                f"score {config.score!r} is not made of gradients, which a training measures: choose one that is, "
+                "such as gradient-magnitude or fisher, or, in Python, measure='calibration'."
+            )
         if config.regrow and (config.group is not None or config.allocation == "per-row"):
             raise ValueError("regrow exchanges weights within a whole tensor: not with a pattern or per-row.")
         if config.measure == "calibration" and self._score.needs and self._calibration is None:

@@ -160,6 +160,10 @@ class PushOptions:
     create_pr: o.CreatePr = False
     force: o.Force = False
 
+    def given(self) -> dict[str, object]:
+        """Those that say something, by name. `force` has a meaning of its own only where something is pushed."""
+        return {"--repo-id": self.repo_id, "--private": self.private, "--create-pr": self.create_pr}
+
     def choice(self, revision: str | None, overwrite: bool) -> PushChoice:
         """The same for a push."""
         return PushChoice(self.repo_id, self.private, self.create_pr, revision, overwrite, self.force)

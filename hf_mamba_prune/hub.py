@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ class PushChoice:
 
     Args:
         repo: Hub id; None: `<user>/<model>-pruned-<NN>`.
-        private: of a repository that is made.
+        private: make the repository private; False leaves it to the namespace's own rule.
         create_pr: open a pull request instead of committing.
         revision: branch; it must exist.
         overwrite: replace what an existing repository holds.
@@ -62,28 +63,44 @@ class PushChoice:
         Raises:
             RuntimeError: not logged in, or the Hub refuses.
         """
-        if self.repo and "/" in self.repo:
-            return self
         with hub_errors("your user name"):
             user = HfApi().whoami()["name"]
-        return replace(self, repo=f"{user}/{self.repo or name}")
+        return self if self.repo and "/" in self.repo else replace(self, repo=f"{user}/{self.repo or name}")
 
     def held(self) -> set[str]:
         """Files of the repository, empty for one that is still to be made.
 
         Raises:
-            RuntimeError: it holds a model and may not be changed, or the Hub refuses.
+            RuntimeError: it holds a model and may not be changed, is public and should not be, may not be made by this
+                user, has no such branch, or the Hub refuses.
         """
         api = HfApi()
         with hub_errors(self.repo):
             if not api.repo_exists(self.repo):
+                self._check_new(api.whoami())
                 return set()
             held = set(api.list_repo_files(self.repo, revision=self.revision))
+            public = self.private and not api.model_info(self.repo).private
+        if public:
+            raise RuntimeError(
+                f"{self.repo} exists and is public, and --private makes only new repositories private: change it on "
+                "the Hub first, or choose another --repo-id."
+            )
         if held - _NEW and not (self.overwrite or self.create_pr):
             raise RuntimeError(
                 f"{self.repo} holds a model already: pass --overwrite to replace it or --create-pr to propose it."
             )
         return held
+
+    def _check_new(self, user: dict) -> None:
+        namespace, own = self.repo.split("/")[0], [user["name"], *(org["name"] for org in user.get("orgs", ()))]
+        if namespace not in own:
+            raise RuntimeError(
+                f"there is no {self.repo}, and you cannot make it, as you write to {', '.join(own)}: choose another "
+                "--repo-id."
+            )
+        if self.revision not in (None, "main"):
+            raise RuntimeError(f"there is no {self.repo} yet, so it has no branch {self.revision}: leave that out.")
 
 
 def write_card(folder: Path, repo: str | None = None) -> Path:
@@ -99,8 +116,21 @@ def write_card(folder: Path, repo: str | None = None) -> Path:
     return path
 
 
+def _refresh_card(folder: Path, report: PruningReport, repo: str) -> None:
+    """Render the card anew unless somebody wrote in it: for the repository it goes to, where it named another one."""
+    path = folder / CARD_NAME
+    held = path.read_text(encoding="utf-8") if path.is_file() else None
+    if held is not None:
+        named = re.search(r'from_pretrained\("([^"]+)"', held)
+        if held not in (render_card(report, name) for name in (None, named and named[1])):
+            return
+    write_card(folder, repo)
+
+
 def push_folder(folder: Path, choice: PushChoice) -> str:
     """Push a result folder: weights, packed form, card, report, config and figures in one commit.
+
+    A card that somebody wrote in is pushed as it is, any other is rendered for its repository.
 
     Repeating it after a failure ends in the same state; what had been uploaded is not sent again.
 
@@ -116,13 +146,13 @@ def push_folder(folder: Path, choice: PushChoice) -> str:
     choice.check(report)
     choice = choice.resolve(default_name(report))
     held = choice.held()
-    write_card(folder, choice.repo)
+    _refresh_card(folder, report, choice.repo)
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     operations = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
     operations += [CommitOperationDelete(name) for name in sorted(held - files.keys() - {".gitattributes"})]
     api = HfApi()
     with hub_errors(choice.repo):
-        api.create_repo(choice.repo, private=choice.private, exist_ok=True)
+        api.create_repo(choice.repo, private=choice.private or None, exist_ok=True)
         done = api.create_commit(
             choice.repo,
             operations,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import httpx2
 import torch
 import yaml
 from huggingface_hub import metadata_load, snapshot_download
@@ -31,7 +32,7 @@ from hf_mamba_prune.original_layout import TOKENIZER, WEIGHTS, convert_config, i
 from hf_mamba_prune.packed import is_packed
 from hf_mamba_prune.packed.config import PACKED_CONFIGS, to_dense
 
-_SMALL_FILES = ["*.json", "*.txt", "*.model", "README.md"]
+_SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "README.md"]
 Weights = Literal["own", "packed"]
 _PACKED = tuple(config.model_type for config in PACKED_CONFIGS.values())
 
@@ -182,6 +183,11 @@ def _hub_errors(source: str, revision: str | None) -> Iterator[None]:
         status = error.response.status_code if error.response is not None else "no answer"
         raise RuntimeError(
             f"the Hub refused {source} (HTTP {status}): try again, or check `hf auth whoami`."
+        ) from error
+    except httpx2.TransportError as error:
+        raise RuntimeError(
+            f"the connection to the Hub broke while fetching {source} ({type(error).__name__}): try again, what has "
+            "come is kept."
         ) from error
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_mamba_prune import native
 from hf_mamba_prune.allocation import Budget, total_to_prune
 from hf_mamba_prune.architectures import Target, find_targets
 from hf_mamba_prune.blocks import MemoryBlocks
@@ -94,7 +95,7 @@ def prune(
         recovery=trained,
         costs=meter.costs,
         versions=versions(),
-        hardware=hardware(model.device),
+        hardware=hardware(model.device, native.plugged(model)),
     )
 
 

@@ -26,8 +26,10 @@ def show_report(console: Console, report: PruningReport, output: Path) -> None:
     if report.recovery is not None:
         facts = report.recovery
         how = "distilled from the dense model" if facts.distilled else "by cross-entropy"
+        how += " and by cross-entropy" if facts.distilled and report.config.get("ce_weight") else ""
+        done = "Pruned while it was trained" if facts.gradual else "Trained"
         console.print(
-            f"\nTrained for {facts.steps:,} steps ({facts.tokens:,} tokens of {facts.text}), {how}: "
+            f"\n{done} for {facts.steps:,} steps ({facts.tokens:,} tokens of {facts.text}), {how}: "
             f"loss {facts.first_loss:.3f} to {facts.last_loss:.3f}."
         )
     if report.speeds:

@@ -239,3 +239,12 @@ def test_a_pattern_that_does_not_divide_a_row_is_refused_by_name():
     config = PruningConfig(pattern="1:3")
     with pytest.raises(ValueError, match=r"pattern 1:3 does not fit a.in: its rows have 8 weights, which 3 does not"):
         allocate(TARGETS, score_of, config, config.sparsity)
+
+
+def test_all_components_may_be_fixed_when_the_sparsity_is_theirs():
+    fixed = dict(in_proj=0.7, x_proj=0.61, out_proj=0.55)
+    with pytest.raises(ValueError, match="whose components alone make ([0-9.]+) of all") as refused:
+        budget_of(0.5, component_sparsity=fixed)
+    said = float(str(refused.value).split("alone make ")[1].split()[0])
+    budget = budget_of(said, component_sparsity=fixed)
+    assert abs(budget.total - said * SIZE) <= 1 and sum(budget.counts) == budget.total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import mask_only
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tiny_models import ARCHITECTURE_CASES, VOCABULARY, build_model
 from transformers import AutoModelForCausalLM
@@ -151,11 +153,14 @@ def test_overwriting_replaces_all_of_the_old_result(tmp_path):
 
 def test_of_two_writers_the_second_finds_the_folder_taken(tmp_path):
     goal = tmp_path / "out"
-    with pytest.raises(ValueError, match="out was filled by somebody else meanwhile"), whole_folder(goal) as second:
-        with whole_folder(goal) as first:
-            (first / "a").write_text("first")
-        (second / "a").write_text("second")
-    assert entries(tmp_path) == ["out"] and (goal / "a").read_text() == "first"
+    with pytest.raises(ValueError, match="was filled by somebody else meanwhile: the result is in ") as refused:
+        with whole_folder(goal) as second:
+            with whole_folder(goal) as first:
+                (first / "a").write_text("first")
+            (second / "a").write_text("second")
+    kept = Path(str(refused.value).split("the result is in ")[1].rstrip("."))
+    assert (goal / "a").read_text() == "first" and (kept / "a").read_text() == "second"
+    assert entries(tmp_path) == sorted(["out", kept.name])
 
 
 def test_an_old_result_comes_back_when_the_new_one_cannot_take_its_name(tmp_path, monkeypatch):
@@ -163,16 +168,33 @@ def test_an_old_result_comes_back_when_the_new_one_cannot_take_its_name(tmp_path
 
     def refuse_the_new_one(path, goal):
         if not path.name.endswith(".old") and goal == old:
-            raise OSError("Directory not empty")
+            raise OSError(errno.EBUSY, "Device or resource busy")
         return rename(path, goal)
 
     monkeypatch.setattr(Path, "rename", refuse_the_new_one)
-    with (
-        pytest.raises(ValueError, match="out was filled by somebody else"),
-        whole_folder(old, overwrite=True) as folder,
-    ):
+    message = r"out cannot be replaced \(Device or resource busy\): the result is in .*/out\."
+    with pytest.raises(RuntimeError, match=message), whole_folder(old, overwrite=True) as folder:
         (folder / "weights").write_text("new")
-    assert entries(tmp_path) == ["out"] and (old / "weights").read_text() == "old"
+    (kept,) = set(entries(tmp_path)) - {"out"}
+    assert (old / "weights").read_text() == "old" and (tmp_path / kept / "weights").read_text() == "new"
+
+
+def test_a_mount_point_is_refused_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == tmp_path / "out")
+    with pytest.raises(
+        ValueError, match="out is a mount point, .* write into a folder inside it, such as .*/out/model"
+    ):
+        check_output(tmp_path / "out", overwrite=False)
+    check_output(tmp_path / "out" / "model", overwrite=False)
+
+
+def test_a_full_disk_is_a_sentence(tmp_path, mamba, tokenizer, monkeypatch):
+    def full(*arguments, **options):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(mamba, "save_pretrained", full)
+    with pytest.raises(RuntimeError, match="the weights cannot be written: .*No space left on device"):
+        write_checkpoint(tmp_path, mamba, tokenizer, CONFIG, torch.float32)
 
 
 def test_an_empty_folder_may_be_filled(tmp_path):

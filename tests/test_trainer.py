@@ -357,7 +357,7 @@ def test_regrowth_brings_back_what_has_a_gradient(mamba):
 
 def test_what_cannot_work_is_refused(mamba, tmp_path):
     for options, message in (
-        (dict(score="wanda"), "score 'wanda' is not made of gradients: use measure='calibration'"),
+        (dict(score="wanda"), "score 'wanda' is not made of gradients, which a training measures: choose one that is"),
         (dict(score="wanda", measure="calibration"), "measure='calibration' needs calibration sequences"),
         (dict(allocation="sensitivity"), "needs a dense model at rest"),
     ):

@@ -10,7 +10,7 @@ from hf_mamba_prune.native.library import (
     instruction_sets,
 )
 from hf_mamba_prune.native.magnitudes import between, keep_above, radix_histogram, range_histogram, tie_positions
-from hf_mamba_prune.native.plug import NativeHandle, use_native
+from hf_mamba_prune.native.plug import NativeHandle, plugged, use_native
 from hf_mamba_prune.native.scan import chunk_scan, selective_scan
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "info",
     "instruction_sets",
     "keep_above",
+    "plugged",
     "radix_histogram",
     "range_histogram",
     "selective_scan",

@@ -220,6 +220,11 @@ class NativeHandle:
         self.close()
 
 
+def plugged(model: torch.nn.Module) -> bool:
+    """Whether the kernels, or their twins, stand in for stock's functions in this kind of model."""
+    return any(_users.get(type(module).__module__, 0) for module in model.modules())
+
+
 def use_native(model: torch.nn.Module) -> NativeHandle:
     """Runs the scans, convolutions and token updates of a Mamba model on the kernels, or on their twins.
 
