@@ -251,10 +251,11 @@ class Service:
         """Take what the process says until it ends or its time is over."""
         until = job.started + 60 * self.limits.minutes
         while not job.over:
+            if time.monotonic() > until:
+                job.set(FAILED, f"Stopped after {self.limits.minutes:g} minutes, which is the limit here.")
+                return
             try:
                 if not hear.poll(0.5):
-                    if time.monotonic() > until:
-                        job.set(FAILED, f"Stopped after {self.limits.minutes:g} minutes, which is the limit here.")
                     continue
                 kind, value = hear.recv()
             except (EOFError, OSError):

@@ -36,6 +36,13 @@ def sleep(folder: Path, say: Callable) -> None:
     time.sleep(600)
 
 
+def chatter(folder: Path, say: Callable) -> None:
+    """Is heard more often than anybody waits for it."""
+    for turn in range(6000):
+        say(turn)
+        time.sleep(0.1)
+
+
 def measure(folder: Path, say: Callable) -> None:
     """In a process that is no child of this one, and takes minutes."""
     say(os.getpid())
@@ -153,8 +160,9 @@ def test_a_job_that_fails_leaves_the_next_one_alone(start, work, error):
     assert service.alive()
 
 
-def test_time_is_bounded(start):
-    job = ended(start(minutes=0.01).submit(ANNE, sleep))
+@pytest.mark.parametrize("work", [sleep, chatter])
+def test_time_is_bounded(start, work):
+    job = ended(start(minutes=0.01).submit(ANNE, work))
     assert job.state == FAILED and "which is the limit here" in job.error
 
 

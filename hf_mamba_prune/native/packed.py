@@ -61,6 +61,15 @@ class PackedMatrix:
             self._starts = torch.cat([ends.new_zeros(1), ends[:-1]]).to(torch.int32)
         self._point()
 
+    def __getstate__(self) -> dict:
+        """Copies hold memory of their own, and addresses of it."""
+        clones = {name: own.clone() if isinstance(own, torch.Tensor) else own for name, own in vars(self).items()}
+        return clones | {"handle": None}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        self._point()
+
     def _point(self) -> None:
         """What the kernels get: where everything is."""
         rows, columns = self.shape
@@ -138,7 +147,7 @@ class PackedMatrix:
         """Some rows as float32.
 
         Args:
-            rows: int64, any shape, each in [0, rows).
+            rows: integers, any shape, each in [0, rows).
 
         Returns:
             (*rows.shape, columns).
@@ -146,7 +155,7 @@ class PackedMatrix:
         Raises:
             IndexError: a row that there is not.
         """
-        chosen = rows.reshape(-1).contiguous()
+        chosen = rows.reshape(-1).long().contiguous()
         if chosen.numel() and not (0 <= int(chosen.min()) and int(chosen.max()) < self.shape[0]):
             raise IndexError(f"a row of {int(chosen.min())} to {int(chosen.max())} is not among {self.shape[0]}")
         out = torch.empty(len(chosen), self.shape[1])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import torch
 from torch import nn
 from transformers.cache_utils import Cache
@@ -11,6 +13,14 @@ from hf_mamba_prune.native.library import active_instruction_set, address, kerne
 from hf_mamba_prune.native.packed import MAX_BATCH
 
 FLOAT = torch.float32.itemsize
+
+
+class _OfThread(threading.local):
+    """What a step writes into: a server's threads may run one model at the same time, each with a cache of its own."""
+
+    def __init__(self):
+        self.memory: dict[int, torch.Tensor] = {}  # activations by batch
+        self.checked: list[torch.Tensor] = []  # windows and states of the cache of the last step
 
 
 class TokenEngine:
@@ -42,8 +52,7 @@ class TokenEngine:
         )  # fmt: skip
         for block in getattr(backbone, ARCHITECTURES[config.packed_type].layers):
             self._add(block.norm, block.mixer)
-        self._memory: dict[int, torch.Tensor] = {}
-        self._checked: list[torch.Tensor] = []  # windows and states of the cache of the last step
+        self._own = _OfThread()
 
     def _floats(self, tensor: torch.Tensor | None) -> int | None:
         if tensor is None:
@@ -72,7 +81,7 @@ class TokenEngine:
         """The next logits; the cache moves on by one token.
 
         Args:
-            tokens: int64 (b,), each in [0, vocabulary).
+            tokens: integers (b,), each in [0, vocabulary).
             cache: of the tokens before, as the packed model's own prefill left it.
 
         Returns:
@@ -85,7 +94,7 @@ class TokenEngine:
         ids = tokens.tolist()
         if not (0 <= min(ids) and max(ids) < self.vocabulary):
             raise IndexError(f"token ids are {min(ids)} to {max(ids)} of {self.vocabulary}")
-        tokens = tokens.contiguous()
+        tokens = tokens.long().contiguous()
         logits = torch.empty(len(tokens), self.vocabulary)
         conv, states = self._states(cache, len(tokens))
         for first in range(0, len(tokens), MAX_BATCH):
@@ -103,9 +112,10 @@ class TokenEngine:
         return logits
 
     def _memory_for(self, batch: int) -> torch.Tensor:
-        if batch not in self._memory:
-            self._memory[batch] = torch.empty(self._model.memory(batch))
-        return self._memory[batch]
+        memory = self._own.memory
+        if batch not in memory:
+            memory[batch] = torch.empty(self._model.memory(batch))
+        return memory[batch]
 
     def _states(self, cache: Cache, batch: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """The windows and states of all layers; made float32 and contiguous in the cache where they are not."""
@@ -114,10 +124,10 @@ class TokenEngine:
         conv = [layer.conv_states for layer in cache.layers]
         states = [layer.recurrent_states for layer in cache.layers]
         held = [own[0] for own in conv + states]
-        if len(held[0]) != batch or [*map(id, held)] != [*map(id, self._checked)]:
+        if len(held[0]) != batch or [*map(id, held)] != [*map(id, self._own.checked)]:
             self._check(conv, self._window, batch)
             self._check(states, self._state, batch)
-            self._checked = held = [own[0] for own in conv + states]
+            self._own.checked = held = [own[0] for own in conv + states]
         return held[: self._layers], held[self._layers :]
 
     def _check(self, stores: list, size: int, batch: int) -> None:

@@ -56,6 +56,10 @@ class PackedFiles:
                         yield name, _read(name, self.tensors[name], found)
             except SafetensorError as error:
                 raise ValueError(f"{shard} is damaged: {error}") from error
+            except (KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{INDEX_NAME} is damaged: what it says of a weight is not whole ({error})"
+                ) from error
 
 
 def _read(name: str, entry: dict, found) -> PackedTensor | torch.Tensor:

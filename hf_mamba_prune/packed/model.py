@@ -39,6 +39,7 @@ from hf_mamba_prune.packed.modules import PackedEmbedding, PackedLinear
 from hf_mamba_prune.packed.tensors import DTYPES, PackedTensor, unpack_tensor
 
 _log = logging.getLogger(__name__)
+_TIED = {"lm_head.weight": "backbone.embeddings.weight"}
 _HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 
 
@@ -83,6 +84,8 @@ class PackedModel:
         folder = _folder(str(pretrained_model_name_or_path), subfolder, hub)
         config = config or AutoConfig.from_pretrained(folder)
         files = read_packed(folder)
+        if not files.tied.items() <= _TIED.items():
+            raise ValueError(f"the index in {folder} ties {files.tied}; a packed model ties at most {_TIED}")
         elsewhere = device_map not in (None, "cpu", {"": "cpu"}) and (
             device_map != "auto" or torch.cuda.is_available()
         )
@@ -121,13 +124,24 @@ class PackedModel:
         for name, buffer in model.named_buffers():
             if buffer.is_meta:  # Falcon-Mamba's norms without weights keep ones for kernels of another device
                 model.get_submodule(name.rpartition(".")[0]).weight = torch.ones(buffer.shape)
-        packed = (module for module in model.modules() if isinstance(module, PackedLinear | PackedEmbedding))
-        settle({id(module.matrix): module.matrix for module in packed}.values())
         model.packed_dtype = next(iter(files.tensors.values()))["dtype"]
-        handle = use_native(model)
-        weakref.finalize(model, handle.close)
-        _keep_freed_memory()
+        model._make_ready()
         return model.eval()
+
+    def _make_ready(self) -> None:
+        """Once the weights are there, and will not move any more."""
+        packed = (module for module in self.modules() if isinstance(module, PackedLinear | PackedEmbedding))
+        settle({id(module.matrix): module.matrix for module in packed}.values())
+        handle = use_native(self)
+        weakref.finalize(self, handle.close)
+        _keep_freed_memory()
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_engine": None}  # it points to these weights; a copy makes one of its own
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self._make_ready()
 
     def save_pretrained(self, save_directory: str | Path, **_) -> None:
         """Write the packed checkpoint again.
@@ -137,7 +151,7 @@ class PackedModel:
         """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        tied = {"lm_head.weight": "backbone.embeddings.weight"} if self._is_tied() else {}
+        tied = _TIED if self._is_tied() else {}
         dtype = DTYPES[self.packed_dtype]
         weights = [(name, tensor.to(dtype)) for name, tensor in self.named_parameters()]
         for name, module in self.named_modules():
@@ -173,8 +187,18 @@ class PackedModel:
         logits_to_keep: int | torch.Tensor = 0,
         **options,
     ) -> tuple | MambaCausalLMOutput:
-        """As in the stock model, without gradients. Tokens after a cache go through the native step one by one."""
-        if input_ids is not None and labels is None and not output_hidden_states and self._continues(cache_params):
+        """As in the stock model, without gradients. Tokens after a cache go through the native step one by one.
+
+        Raises:
+            ValueError: padding among several tokens after a cache; stock too is right there with Mamba-2 only.
+        """
+        stepwise = input_ids is not None and labels is None and not output_hidden_states
+        stepwise = stepwise and self._continues(cache_params)
+        if stepwise and _padded(attention_mask, input_ids.shape[1]):
+            if self.config.packed_type != "mamba2":
+                raise ValueError("tokens after a cache are padded: give those of each length to a call of their own")
+            stepwise = False
+        if stepwise:
             steps = [self.engine.step(tokens, cache_params) for tokens in input_ids.unbind(1)]
             logits = torch.stack(steps, dim=1) if len(steps) > 1 else steps[0][:, None]
             logits, loss, hidden = logits[:, _kept(logits_to_keep)], None, None
@@ -214,8 +238,14 @@ class PackedModel:
         return (
             cache is not None
             and available()
+            and self.config.hidden_act in ("silu", "swish")  # which is all that the step knows
             and all(layer.is_recurrent_states_initialized[0] and not layer.record_past for layer in ends)
         )
+
+
+def _padded(attention_mask: torch.Tensor | None, length: int) -> bool:
+    """Whether any of the last tokens, several, is hidden."""
+    return attention_mask is not None and length > 1 and not bool(attention_mask[:, -length:].all())
 
 
 def _kept(logits_to_keep: int | torch.Tensor) -> slice | torch.Tensor:

@@ -20,10 +20,11 @@ struct Crew {
   const Phases& phases;
   const void* context;
   std::unique_ptr<Progress[]> progress;
+  mutable std::atomic<bool> failed{false};  // a piece threw: nobody waits for it
 };
 
-void wait_for(const std::atomic<int64_t>& done, int64_t pieces) {
-  for (int polls = 0; done.load(std::memory_order_acquire) < pieces; ++polls) {
+void wait_for(const std::atomic<int64_t>& done, int64_t pieces, const std::atomic<bool>& failed) {
+  for (int polls = 0; done.load(std::memory_order_acquire) < pieces && !failed.load(); ++polls) {
     if (polls > kPolls) {
       sched_yield();
       continue;
@@ -36,9 +37,8 @@ void wait_for(const std::atomic<int64_t>& done, int64_t pieces) {
   }
 }
 
-void member(const void* from, int64_t) {
-  const Crew& crew = *static_cast<const Crew*>(from);
-  for (int64_t phase = 0; phase < crew.phases.count; ++phase) {
+void go_through(const Crew& crew) {
+  for (int64_t phase = 0; phase < crew.phases.count && !crew.failed.load(); ++phase) {
     Progress& progress = crew.progress[phase];
     const int64_t pieces = crew.phases.pieces(crew.context, phase);
     void* prepared = nullptr;
@@ -51,7 +51,17 @@ void member(const void* from, int64_t) {
       crew.phases.piece(crew.context, phase, piece, prepared);
       progress.done.fetch_add(1, std::memory_order_acq_rel);
     }
-    wait_for(progress.done, pieces);
+    wait_for(progress.done, pieces, crew.failed);
+  }
+}
+
+void member(const void* from, int64_t) {
+  const Crew& crew = *static_cast<const Crew*>(from);
+  try {
+    go_through(crew);
+  } catch (...) {
+    crew.failed.store(true);
+    throw;
   }
 }
 

@@ -7,10 +7,12 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdlib>
+#include <exception>
 #include <mutex>
 #include <new>
 #include <system_error>
 #include <thread>
+#include <utility>
 
 #include "cores.h"
 
@@ -41,6 +43,26 @@ bool spin_until(Ready ready) {
   return ready();
 }
 
+// What the tasks of a job throw: the first of it comes out of the job, after all threads are through.
+class Failure {
+ public:
+  void run(Task task, const void* context, int64_t i) noexcept {
+    try {
+      task(context, i);
+    } catch (...) {
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (!first_) first_ = std::current_exception();
+    }
+  }
+  void come_out() {
+    if (first_) std::rethrow_exception(std::exchange(first_, nullptr));
+  }
+
+ private:
+  std::mutex mutex_;
+  std::exception_ptr first_;
+};
+
 class Pool {
  public:
   void run(int64_t tasks, int threads, Task task, const void* context) {
@@ -61,22 +83,26 @@ class Pool {
       { std::lock_guard<std::mutex> lock(sleep_); }
       wake_.notify_all();
     }
-    take();
+    take(false);
     auto done = [this] { return unfinished_.load(std::memory_order_acquire) == 0; };
     if (!spin_until(done)) {
       std::unique_lock<std::mutex> lock(sleep_);
       finished_.wait(lock, done);
     }
+    failure_.come_out();
   }
 
  private:
   // Takes tasks until none is left. The count of tasks left and the job's number share one word, so a thread that
-  // slept through a job can never take a task of it by mistake.
-  void take() {
+  // slept through a job can never take a task of it by mistake. Only with a task in hand, for which the caller waits,
+  // may a worker look at where the caller runs.
+  void take(bool worker) {
     uint64_t left = left_.load(std::memory_order_acquire);
     while (static_cast<uint32_t>(left) != 0) {
       if (!left_.compare_exchange_weak(left, left - 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
-      task_(context_, static_cast<int64_t>(static_cast<uint32_t>(left)) - 1);
+      if (worker) cores_.come();
+      worker = false;
+      failure_.run(task_, context_, static_cast<int64_t>(static_cast<uint32_t>(left)) - 1);
       if (unfinished_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
         { std::lock_guard<std::mutex> lock(sleep_); }
         finished_.notify_one();
@@ -108,8 +134,7 @@ class Pool {
         wake_.wait(lock, ready);
         sleepers_.fetch_sub(1, std::memory_order_seq_cst);
       }
-      cores_.come();
-      take();
+      take(true);
     }
   }
 
@@ -121,6 +146,7 @@ class Pool {
   Task task_ = nullptr;
   const void* context_ = nullptr;
   Cores cores_;
+  Failure failure_;
   int workers_ = 0;
 };
 
@@ -192,6 +218,7 @@ struct Shared {
   std::mutex sleep;
   std::condition_variable finished;
   Cores cores;
+  Failure failure;
 };
 
 // One thread's part of a region. The runtime's own wait for the others would spin: the caller waits here, and leaves
@@ -205,7 +232,7 @@ void take_part(void* data) {
     regions_again.store((now + kWithoutRegions).time_since_epoch().count(), std::memory_order_relaxed);
   }
   for (int64_t i; (i = shared.next.fetch_add(1, std::memory_order_relaxed)) < shared.tasks;) {
-    shared.task(shared.context, i);
+    shared.failure.run(shared.task, shared.context, i);
   }
   if (!caller) {
     std::lock_guard<std::mutex> lock(shared.sleep);
@@ -249,6 +276,7 @@ void parallel(int64_t tasks, int threads, Task task, const void* context, bool p
     Shared shared{task, context, tasks, runtime, patient};
     shared.cores.begin();
     runtime.region(take_part, &shared, static_cast<unsigned>(threads), 0);
+    shared.failure.come_out();
     return;
   }
   the_pool().run(tasks, threads, task, context);

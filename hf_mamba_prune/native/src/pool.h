@@ -13,6 +13,7 @@ void notice_forks();
 
 // Runs task(context, i) for i in [0, tasks), on at most `threads` threads, the caller's included.
 // Which thread runs which task is not fixed, so a task may only write what no other task reads or writes.
+// What a task throws comes out of this call, after the other tasks.
 // `patient`: on the runtime's threads even when they came late of late; for work that goes on without them.
 void parallel(int64_t tasks, int threads, Task task, const void* context, bool patient = false);
 
