@@ -8,7 +8,7 @@ measure is the whole raw test text of WikiText-103 as `hf-mamba-prune evaluate` 
 beside it, to choose a learning rate by. All train over float32 weights, in bfloat16 autocast where the CPU has
 instructions for it. Each measurement is a line of results/recovery.jsonl as soon as it is there, and is not made
 again; `--table` only prints the tables of that file and draws results/recovery.png. The row "small" is a smaller dense
-model, made by `train_small.py --kind mamba --hidden 128 --steps 3400` and named by `--model`. The data folder is that
+model, made by `train_small.py --kind mamba --hidden 128 --steps 3400` and named by `--small`. The data folder is that
 of the environment variable HF_MAMBA_PRUNE_DATA (default ../shared/data), the model stands beside it in ../models.
 """
 
@@ -101,11 +101,12 @@ def perplexities(loaded: LoadedModel, texts: Sequence[str]) -> list[float]:
         return [result.perplexity for result in Evaluation(sources, 2048).run(loaded.model, loaded.tokenizer)]
 
 
-def measure(run: Run, loaded: LoadedModel, teacher: PreTrainedModel, texts: Sequence[str]) -> list[dict]:
-    """Perplexity after pruning and after training, for each text."""
+def measure(run: Run, loaded: LoadedModel, teacher: PreTrainedModel | None, texts: Sequence[str]) -> list[dict]:
+    """Perplexity after pruning and after training, for each text; without a teacher, of a model as it is."""
     options, training = ROWS[run.row]
     model, tokenizer = loaded.model, loaded.tokenizer
-    model.load_state_dict(teacher.state_dict())
+    if teacher is not None:
+        model.load_state_dict(teacher.state_dict())
     started, pruned = time.perf_counter(), [None] * len(texts)
     with use_native(model):
         config = PruningConfig(sparsity=run.sparsity, seed=run.seed, **options)
@@ -132,7 +133,7 @@ def measure(run: Run, loaded: LoadedModel, teacher: PreTrainedModel, texts: Sequ
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(DATA.parent / "models" / "mamba-wiki-3m"))
+    parser.add_argument("--small", help='the model of the row "small"')
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.7])
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=["dense", "paper", "ours"])
     parser.add_argument("--steps", type=int, default=500)
@@ -146,7 +147,7 @@ def main() -> None:
         print_tables()
         return
     torch.set_num_threads(arguments.threads)
-    loaded = load_model(arguments.model, device="cpu")
+    loaded = load_model(str(DATA.parent / "models" / "mamba-wiki-3m"), device="cpu")
     teacher = copy.deepcopy(loaded.model)
     dense = perplexities(loaded, arguments.texts)
     lines = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.is_file() else []
@@ -158,7 +159,10 @@ def main() -> None:
         known = {line["text"] for line in lines if asdict(run).items() <= line.items()}
         if known >= set(arguments.texts):
             continue
-        found = measure(run, loaded, teacher, arguments.texts)
+        if row == "small":
+            found = measure(run, load_model(arguments.small, device="cpu"), None, arguments.texts)
+        else:
+            found = measure(run, loaded, teacher, arguments.texts)
         lines += [result | {"dense": value} for result, value in zip(found, dense, strict=True)]
         with RESULTS.open("a") as file:
             for line in lines[-len(found) :]:
