@@ -5,6 +5,7 @@ Their config.json has `d_model` and `n_layer` but no `model_type`; the weights a
 
 from __future__ import annotations
 
+import math
 import pickle
 from pathlib import Path
 
@@ -13,6 +14,17 @@ from transformers import Mamba2Config, Mamba2ForCausalLM, MambaConfig, MambaForC
 
 TOKENIZER = "EleutherAI/gpt-neox-20b"
 WEIGHTS = "pytorch_model.bin"
+
+# Of ssm_cfg: what is read, or only says how a training begins or which code runs.
+_READ = frozenset(
+    "d_state d_conv expand bias conv_bias dt_rank headdim ngroups chunk_size dt_limit dt_min dt_max dt_init dt_scale "
+    "dt_init_floor A_init_range conv_init use_fast_path use_mem_eff_path".split()
+)
+# What transformers does too, as far as it has these values.
+_ONLY = {
+    "activation": ("silu", "swish"), "rmsnorm": (True,), "norm_before_gate": (False,), "D_has_hdim": (False,),
+    "d_ssm": (None,),
+}  # fmt: skip
 
 
 def is_original_layout(values: dict) -> bool:
@@ -33,6 +45,9 @@ def convert_config(values: dict) -> MambaConfig | Mamba2Config:
     if not values.get("rms_norm", True) or kind not in ("Mamba1", "Mamba2"):
         raise ValueError(f"this checkpoint has ssm_cfg.layer {kind!r} and rms_norm {values.get('rms_norm')}; expected "
                          "'Mamba1' or 'Mamba2' with RMSNorm.")  # fmt: skip
+    other = {name: value for name, value in ssm.items() if name not in _READ and value not in _ONLY.get(name, ())}
+    if other:
+        raise ValueError(f"this checkpoint has {other} in its ssm_cfg, which transformers' Mamba cannot do.")
     multiple = values.get("pad_vocab_size_multiple", 8)
     common = dict(
         hidden_size=values["d_model"],
@@ -58,6 +73,7 @@ def convert_config(values: dict) -> MambaConfig | Mamba2Config:
         num_heads=common["expand"] * common["hidden_size"] // head_dim,
         n_groups=ssm.get("ngroups", 1),
         chunk_size=ssm.get("chunk_size", 256),
+        time_step_limit=tuple(ssm.get("dt_limit", (0.0, math.inf))),
         **common,
     )
 

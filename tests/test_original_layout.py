@@ -74,12 +74,20 @@ def test_the_vocabulary_is_padded_as_the_original_code_does():
     assert (heads.model_type, heads.num_heads, heads.n_groups, heads.state_size) == ("mamba2", 4, 1, 4)
 
 
+def test_the_rest_of_ssm_cfg_is_read_or_means_nothing_to_a_trained_model():
+    ssm = {"layer": "Mamba2", "headdim": 8, "dt_limit": [0.001, 0.1], "dt_min": 0.01, "rmsnorm": True, "d_ssm": None}
+    config = convert_config({"d_model": 16, "n_layer": 1, "vocab_size": 8, "ssm_cfg": ssm})
+    assert tuple(config.time_step_limit) == (0.001, 0.1)
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         ({"attn_layer_idx": [1]}, "mixes Mamba with attention or MLP layers"),
         ({"d_intermediate": 64}, "mixes Mamba with attention or MLP layers"),
         ({"ssm_cfg": {"layer": "Mamba3"}}, "has ssm_cfg.layer 'Mamba3'"),
+        ({"ssm_cfg": {"layer": "Mamba2", "norm_before_gate": True}}, "'norm_before_gate': True} in its ssm_cfg"),
+        ({"ssm_cfg": {"d_stat": 8}}, "'d_stat': 8} in its ssm_cfg, which transformers' Mamba cannot do"),
         ({"rms_norm": False}, "rms_norm False; expected 'Mamba1' or 'Mamba2' with RMSNorm"),
     ],
 )
