@@ -84,6 +84,9 @@ def prune(
 ) -> None:
     """Prune a Mamba language model into a folder (the default command)."""
     config = pruning.config(data)
+    recovery = training.choice(pruning.recipe, texts.column)
+    _refuse_idle(recovery is not None, "--recipe standard or paper", training.given())
+    _refuse_idle(tasks.tasks is not None, "--tasks", {"--max-examples": tasks.max_examples})
     _refuse_idle(push or on_hub is not None, "--push", hub.given() | {"--push-revision": push_revision})
     _refuse_idle(pack, "--pack", {"--values": values != "auto"})
     job = PruningJob(
@@ -95,7 +98,7 @@ def prune(
         texts.choice(no_evaluation, tasks.choice()),
         overwrite,
         context.obj,
-        training.choice(pruning.recipe, texts.column),
+        recovery,
         values if pack else None,
         hub.choice(push_revision, overwrite) if push else None,
     )

@@ -135,6 +135,14 @@ class RecoveryOptions:
     recover_batch: o.RecoverBatch = 8
     recover_dataset: o.RecoverText = None
 
+    def given(self) -> dict[str, object]:
+        """Those beside the number of steps that say something else than their default, by name."""
+        return {
+            "--recover-lr": self.recover_lr != type(self).recover_lr,
+            "--recover-batch": self.recover_batch != type(self).recover_batch,
+            "--recover-dataset": self.recover_dataset,
+        }
+
     def choice(self, recipe: str, column: str | None) -> RecoveryChoice | None:
         """The same for a job; None without training.
 

@@ -89,10 +89,19 @@ def _take(states: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
 
 
 class _SequenceClassification(_Reader):
-    """Mean of the hidden states, then a linear map; two sequences u and v are joined as (u, v, u - v, u * v) first."""
+    """Mean of the hidden states, then a linear map; two sequences u and v are joined as (u, v, u - v, u * v) first.
+
+    Raises:
+        ValueError: the config asks for something else than one of several classes.
+    """
 
     def __init__(self, config) -> None:
         super().__init__(config)
+        if config.num_labels < 2 or config.problem_type not in (None, "single_label_classification"):
+            raise ValueError(
+                f"this model chooses one of several classes; num_labels={config.num_labels} and "
+                f"problem_type={config.problem_type!r} ask for something else."
+            )
         self.backbone = self._backbone_class(config)
         if getattr(config, "paired", False):
             self.compare = nn.Linear(4 * config.hidden_size, config.hidden_size)

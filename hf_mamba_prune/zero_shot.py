@@ -37,7 +37,8 @@ _LAST_WORD = {
 }
 _CHOICE = {
     "output_type": "multiple_choice",
-    "doc_to_text": "{{query.rstrip()}}{% if 'Question:' in query %}\nAnswer:{% endif %}",
+    "doc_to_text": "{{query.rstrip()}}{% if 'Question:' in query and not query.rstrip().endswith('Answer:') %}"
+    "\nAnswer:{% endif %}",
     "doc_to_target": "gold",
     "doc_to_choice": "choices",
     "metric_list": [
@@ -144,12 +145,15 @@ def _read_rows(path: Path) -> list[dict]:
             row = json.loads(line)
         except ValueError as error:
             raise ValueError(f"{path}, line {number}, is not JSON.") from error
-        if not (_is_words(row) or _is_choice(row)) or rows and row.keys() != rows[0].keys():
+        kept = {"text": row["text"].strip()} if _is_words(row) else row
+        if _is_choice(row):
+            kept = {name: row[name] for name in ("query", "choices", "gold")}
+        if not (_is_words(row) or _is_choice(row)) or rows and kept.keys() != rows[0].keys():
             raise ValueError(
-                f"{path}, line {number}: expected 'text', or 'query', 'choices' and 'gold' (an index of choices), in "
-                "every row alike."
+                f"{path}, line {number}: expected 'text', or 'query', 'choices' (two strings or more) and 'gold' (an "
+                "index of choices), in every row alike."
             )
-        rows.append(row | {"text": row["text"].strip()} if _is_words(row) else row)
+        rows.append(kept)
     if not rows:
         raise ValueError(f"{path} has no rows.")
     return rows
@@ -163,7 +167,9 @@ def _is_choice(row: object) -> bool:
     if not isinstance(row, dict) or not isinstance(row.get("query"), str):
         return False
     choices, gold = row.get("choices"), row.get("gold")
-    return isinstance(choices, list) and isinstance(gold, int) and 0 <= gold < len(choices)
+    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(choice, str) for choice in choices):
+        return False
+    return isinstance(gold, int) and not isinstance(gold, bool) and 0 <= gold < len(choices)
 
 
 def _file_task(path: Path) -> dict[str, object]:

@@ -167,6 +167,13 @@ def test_they_run_in_half_precision(kind, dtype):
                 assert torch.allclose(wanted[key], found[key].float(), atol=0.1, rtol=0.1)
 
 
+@pytest.mark.parametrize("more", [dict(num_labels=1), dict(problem_type="multi_label_classification")])
+@kinds
+def test_another_kind_of_problem_is_refused(kind, more):
+    with pytest.raises(ValueError, match="this model chooses one of several classes"):
+        CLASSIFIERS[kind](CONFIGS[kind](**dict(num_labels=3) | more))
+
+
 def test_padding_on_the_left_is_refused():
     mask = torch.ones(4, 9)
     mask[0, :3] = 0

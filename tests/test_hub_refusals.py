@@ -70,6 +70,8 @@ def test_a_chat_template_comes_along(place, local_hub):
     [
         (("--repo-id", REPO, "--private"), "--repo-id, --private does nothing without --push"),
         (("--values", "int8"), "--values does nothing without --pack"),
+        (("--recover-dataset", "none.txt", "--recover-lr", "7"), "--recover-lr, --recover-dataset does nothing"),
+        (("--max-examples", "3"), "--max-examples does nothing without --tasks"),
         (("--seed", "-1"), "seed is -1; expected a whole number from 0 to"),
     ],
 )

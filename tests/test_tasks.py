@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -223,9 +224,18 @@ def test_bytes_of_published_pairs_are_texts(data):
     long = "x" * 200_000
     (data / "odd.tsv").write_text(f"1\ta\tb\tb'not bytes\t{long}\n0\ta\tb\tb''\t\n")
     assert retrieval.read_pairs(data / "odd.tsv") == [(1, b"b'not bytes", long.encode()), (0, b"", b"")]
+    assert retrieval.read_pairs(data / "odd.tsv", 5, 1) == [(1, b"b'not", b"xxxxx")]
     assert text.byte_ids(b"", 5).tolist() == [0]
     with pytest.raises(ValueError, match="line 1, has 2 columns"):
         retrieval.read_pairs(data / "bad.tsv")
+
+
+def test_reviews_that_are_not_all_there_are_not_used(data, tmp_path):
+    shutil.copytree(data / "aclImdb" / "train", tmp_path / "aclImdb" / "train")
+    for folder in (tmp_path, tmp_path / "empty"):
+        (folder / "aclImdb").mkdir(parents=True, exist_ok=True)
+        with pytest.raises(FileNotFoundError, match="no review in"):
+            TASKS["text"].data(folder, TASKS["text"].scales["small"])
 
 
 def test_ett_is_standardised_by_its_first_year_and_split_as_usual(data):
@@ -276,3 +286,7 @@ def test_a_table_gives_mean_deviation_and_what_was_kept(tmp_path):
     assert "| dense | 0% | 2 | 0.6000 +- 0.1414 | 100.0% |" in shown
     assert "| 70% | 2 | 0.5400 +- 0.0566 | 90.0% | 1,000 | 3 | 1 | 5 |" in shown
     assert "Other than published: 16 x 16 pixels" in shown
+    assert "2,400 steps instead of 60,000" in shown and "64 channels instead of 256" in shown
+    (folder / "ours-0.7-1.json").unlink()
+    shown = table(TASKS["image"], TASKS["image"].scales["small"], run_of.results())
+    assert "| 70% | 1 | 0.5000 +- 0.0000 | 100.0% |" in shown  # beside the dense model of its own seed

@@ -107,8 +107,8 @@ def test_a_packed_model_is_asked_too(files, capsys):
 BAD = {
     "there is no task file": "none.jsonl",
     "line 1, is not JSON": b"{",
-    "line 2: expected": b'{"text": "a b"}\n{"query": "a", "choices": ["b"], "gold": 0}\n',
-    "line 1: expected": b'{"query": "a", "choices": ["b"], "gold": 1}\n',
+    "line 2: expected": b'{"text": "a b"}\n{"query": "a", "choices": ["b", "c"], "gold": 0}\n',
+    "line 1: expected": b'{"query": "a", "choices": ["b", "c"], "gold": 2}\n',
     "has no rows": b"",
     "Did you mean 'piqa'": "piqua",
     "two task files have the same name": "words.jsonl,other/words.jsonl",
@@ -123,6 +123,21 @@ def test_what_cannot_be_asked_is_refused_before_the_work(files, capsys, message)
         task = "bad.jsonl"
     assert run("model", "--tasks", task, "--output", "out") == 2
     assert message in capsys.readouterr().err and not Path("out").exists()
+
+
+@pytest.mark.parametrize("row", [dict(choices=[4, 5]), dict(choices=["b"]), dict(gold=True), dict(query=1)])
+def test_rows_that_the_harness_would_stumble_over_are_refused(files, row):
+    Path("bad.jsonl").write_text(json.dumps(dict(query="a", choices=["b", "c"], gold=0) | row) + "\n")
+    with pytest.raises(ValueError, match=r"bad.jsonl, line 1: expected 'text', or 'query', 'choices' \(two strings"):
+        ZeroShot(("bad.jsonl",)).check()
+
+
+def test_a_question_in_the_harness_own_form_and_other_columns_change_nothing(files):
+    model, tokenizer = build_model("mamba"), build_tokenizer()
+    own = [row | {"query": row["query"].rstrip() + "\nAnswer:", "id": at or "x"} for at, row in enumerate(CHOICES)]
+    Path("own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own), encoding="utf-8")
+    asked, again = (ZeroShot((name,)).run(model, tokenizer) for name in ("choices.jsonl", "own.jsonl"))
+    assert [metric.value for metric in asked] == [metric.value for metric in again]
 
 
 def test_rows_are_lines_and_texts_have_no_blanks_around_them(files):

@@ -55,7 +55,7 @@ PATHFINDER = Task(
         "small": Scale(
             dict(hidden_size=64, num_hidden_layers=3, state_size=16, time_step_rank=4),
             length=1024, steps=600, recover_steps=100, batch_size=16, learning_rate=2e-3, evaluated=1000,
-            reduced=("600 steps", "1,000 of the test pictures"),
+            reduced=("1,000 of the test pictures",),
         ),
         "paper": Scale(
             dict(hidden_size=256, num_hidden_layers=6, state_size=16, time_step_rank=16),

@@ -70,7 +70,8 @@ def write_whole(path: Path, text: str) -> None:
 def table(task: Task, scale: Scale, results: list[Result]) -> str:
     """A markdown table: one row for each method and sparsity."""
     lines = [f"# {task.name}", ""]
-    smaller = [*scale.reduced, *dict.fromkeys(note for result in results for note in result.stand_ins)]
+    stand_ins = dict.fromkeys(note for result in results for note in result.stand_ins)
+    smaller = [*scale.reduced, *_less(scale, task.scales.get("paper", scale)), *stand_ins]
     if smaller:
         lines += [f"Other than published: {'; '.join(smaller)}.", ""]
     head = [f"{name} (mean +- deviation)" for name in task.metrics]
@@ -104,11 +105,21 @@ def table(task: Task, scale: Scale, results: list[Result]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _less(scale: Scale, full: Scale) -> list[str]:
+    """In what the model and its training are smaller than at full scale."""
+    names = {"hidden_size": "channels", "num_hidden_layers": "layers"}
+    pairs = [(scale.model.get(key), full.model.get(key), name) for key, name in names.items()]
+    pairs += [(scale.steps, full.steps, "steps"), (scale.recover_steps, full.recover_steps, "steps of the pruned")]
+    return [f"{own:,} {name} instead of {other:,}" for own, other, name in pairs if own and other and own != other]
+
+
 def _spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.4f} +- {statistics.stdev(values) if len(values) > 1 else 0:.4f}"
 
 
 def _kept(task: Task, dense: list[Result], found: list[Result]) -> float:
-    """Share of the dense model's first metric that is kept; of an error, dense by pruned."""
+    """Share of the first metric of the dense models with the same seeds that is kept; of an error, dense by pruned."""
+    seeds = {result.seed for result in found}
+    dense = [result for result in dense if result.seed in seeds] or dense
     before, after = (statistics.mean(r.metrics[task.metrics[0]] for r in results) for results in (dense, found))
     return after / before if task.higher_is_better else before / after

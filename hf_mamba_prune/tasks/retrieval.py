@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 from pathlib import Path
 
 import torch
@@ -13,21 +14,26 @@ from hf_mamba_prune.tasks.text import byte_ids
 FILES = {"train": "new_aan_pairs.train.tsv", "eval": "new_aan_pairs.eval.tsv", "test": "new_aan_pairs.test.tsv"}
 
 
-def read_pairs(path: Path) -> list[tuple[int, bytes, bytes]]:
+def read_pairs(path: Path, length: int | None = None, limit: int | None = None) -> list[tuple[int, bytes, bytes]]:
     """(label, text, text) of a file with the columns label, id1, id2, text1, text2.
+
+    Args:
+        path: the published one for training has 8 GB.
+        length: bytes of a text that are kept, None: all.
+        limit: rows that are read, None: all.
 
     Raises:
         ValueError: a row has other columns.
     """
     rows = []
     with path.open(encoding="utf-8", newline="\n") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(itertools.islice(file, limit), 1):
             row = line.rstrip("\r\n").split("\t")
             if len(row) != 5:
                 raise ValueError(
                     f"{path}, line {number}, has {len(row)} columns; expected label, id1, id2, text1, text2."
                 )
-            rows.append((int(float(row[0])), _bytes(row[3]), _bytes(row[4])))
+            rows.append((int(float(row[0])), _bytes(row[3])[:length], _bytes(row[4])[:length]))
     return rows
 
 
@@ -45,19 +51,19 @@ def _bytes(text: str) -> bytes:
 def _read(folder: Path, scale: Scale) -> Splits:
     limits = scale.examples, scale.evaluated, scale.evaluated
     parts = [
-        _split(read_pairs(folder / name), scale.length, limit)
+        _split(read_pairs(folder / name, scale.length, limit), scale.length)
         for name, limit in zip(FILES.values(), limits, strict=True)
     ]
     return Splits(*parts, pad)
 
 
-def _split(rows: list[tuple[int, bytes, bytes]], length: int, limit: int | None) -> Examples:
+def _split(rows: list[tuple[int, bytes, bytes]], length: int) -> Examples:
     def make(i: int) -> dict[str, torch.Tensor]:
         label, one, other = rows[i]
         ids = [byte_ids(text, length).long() for text in (one, other)]
         return {"input_ids": ids[0], "pair_input_ids": ids[1], "labels": torch.tensor(label)}
 
-    return Examples(len(rows) if limit is None else min(limit, len(rows)), make)
+    return Examples(len(rows), make)
 
 
 RETRIEVAL = Task(

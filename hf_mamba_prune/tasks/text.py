@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import zipfile
 from pathlib import Path
 
@@ -22,24 +23,30 @@ def byte_ids(text: bytes, length: int) -> torch.Tensor:
 
 
 def _reviews(folder: Path) -> list[tuple[str, bytes, int]]:
-    """(split, text, class) of the IMDB folder `aclImdb`, or of 2,000 reviews in `movie_reviews`, zipped or not."""
+    """(split, text, class) of the IMDB folder `aclImdb`, or of 2,000 reviews in `movie_reviews.zip`.
+
+    Raises:
+        FileNotFoundError: neither is there, or the folder is not whole.
+    """
     imdb = folder / "aclImdb"
+    found: list[tuple[str, bytes, int]] = []
     if imdb.is_dir():
-        return [
-            (split, path.read_bytes(), label)
-            for split in ("train", "test")
-            for label, name in enumerate(CLASSES)
-            for path in sorted((imdb / split / name).glob("*.txt"))
-        ]
+        for split, (label, name) in itertools.product(("train", "test"), enumerate(CLASSES)):
+            paths = sorted((imdb / split / name).glob("*.txt"))
+            if not paths:
+                raise FileNotFoundError(2, "no review in", str(imdb / split / name))
+            found += [(split, path.read_bytes(), label) for path in paths]
+        return found
     archive = folder / ARCHIVE
     if not archive.is_file():
         raise FileNotFoundError(2, "no such file", str(imdb))
-    found = []
     with zipfile.ZipFile(io.BytesIO(archive.read_bytes())) as files:
         for name in sorted(files.namelist()):
             kind = Path(name).parent.name
             if kind in CLASSES and name.endswith(".txt"):
                 found.append(("", files.read(name), CLASSES.index(kind)))
+    if not found:
+        raise FileNotFoundError(2, "no review in", str(archive))
     return found
 
 
