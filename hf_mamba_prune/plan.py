@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,8 @@ _ACTIVATIONS = 40
 """Floats that a block keeps of each token and d_inner channel for the backward pass, measured on a CPU."""
 _PRODUCTS = 20
 """Products with the Hessian that the solver needs for a weight, measured."""
+_PASSES = 2
+"""What making such a float, and its gradient, takes beside the matrix products; times the sigmoid of one, measured."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +76,14 @@ def make_plan(
     activations = tokens * (inner * _ACTIVATIONS * layers + 3 * model.config.vocab_size)
     per_token = 2 * weights * (3 if sums else 1) if needs else 0
     operations = per_token * _tokens_seen(config, SCORE_PARTS)
+    made = (1 if sums else bool(needs) / 3) * _tokens_seen(config, SCORE_PARTS)
     memory, solving = sums * prunable + (activations if needs else 0), 0
     if config.reconstruct:
         linear = [target for target in targets if target.kind == "linear" and target.layer is not None]
         # The blocks run about three times, and each input is multiplied with itself.
         per_token = sum(6 * target.size + 2 * target.shape[1] ** 2 for target in linear)
         operations += per_token * _tokens_seen(config, REPAIR_PARTS)
+        made += _tokens_seen(config, REPAIR_PARTS)
         solving = config.steps * sum(2 * _PRODUCTS * target.size * target.shape[1] for target in linear)
         states = config.calibration_samples * config.calibration_length * model.config.hidden_size
         widest = max((target.shape[1] for target in linear), default=0)
@@ -89,9 +94,11 @@ def make_plan(
         )
         memory = max(memory, training)
     shape = (model.config.hidden_size, 2 * inner)
+    values = inner * _ACTIVATIONS * model.config.num_hidden_layers + 3 * model.config.vocab_size
     seconds = operations / _operations_per_second(shape, config.calibration_bf16)
     seconds += training_tokens * weights * (6 + 2 * distill) / _operations_per_second(shape, None)
     seconds += solving / _operations_per_second(shape, False)
+    seconds += (made + training_tokens * (1 + distill / 3)) * values * _PASSES * _seconds_per_value(inner)
     return Plan(
         weights=weights,
         prunable=prunable,
@@ -111,8 +118,20 @@ def _operations_per_second(shape: tuple[int, int], bf16: bool | None) -> float:
     """What this processor does in a matrix product with a model's `in_proj`, measured in a moment."""
     dtype = torch.bfloat16 if in_bfloat16(bf16, torch.device("cpu")) else torch.float32
     left, right = torch.randn(512, shape[0]).to(dtype), torch.randn(shape).to(dtype)
-    left @ right
-    started = time.perf_counter()
-    for _ in range(8):
-        left @ right
-    return 8 * 2 * left.numel() * right.shape[1] / (time.perf_counter() - started)
+    return 2 * left.numel() * shape[1] / _fastest(lambda: left @ right)
+
+
+def _seconds_per_value(inner: int) -> float:
+    """What this processor takes for the sigmoid of one of many values, measured in a moment."""
+    values = torch.randn(512, inner)
+    return _fastest(values.sigmoid_) / values.numel()
+
+
+def _fastest(run: Callable[[], object]) -> float:
+    """Seconds, the first of a few runs aside; the fastest, as other work on the machine comes and goes."""
+    found = []
+    for _ in range(9):
+        started = time.perf_counter()
+        run()
+        found.append(time.perf_counter() - started)
+    return min(found[1:])

@@ -41,7 +41,7 @@ class Recipe:
 
 RECIPES = {
     "quick": Recipe(_NONE, MappingProxyType({"steps": 0})),
-    # Distillation alone never passes the dense model; a share of the text's own loss is worth 1 % of perplexity more.
+    # Distillation alone never passes the dense model; with a share of the text's own loss 500 steps do, up to 60 %.
     "standard": Recipe(MappingProxyType({"ce_weight": 0.5}), MappingProxyType({"steps": 500, "distill": True})),
     "paper": Recipe(
         MappingProxyType({"score": "gradient-magnitude", "reconstruct": False}),
