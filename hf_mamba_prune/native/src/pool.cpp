@@ -202,7 +202,7 @@ Runtime torch_runtime() {
 // does without a thread that is late: then it serves for a while. Not longer, as torch's threads keep meeting on one
 // core while no region of ours parts them; and not where OMP_PROC_BIND ties this thread, and so the pool's, to one core.
 constexpr std::chrono::microseconds kLate{500};
-constexpr std::chrono::milliseconds kWithoutRegions{50};
+constexpr std::chrono::milliseconds kWithoutRegions{100};
 std::atomic<Clock::rep> regions_again{0};
 
 struct Shared {
