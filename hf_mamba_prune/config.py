@@ -173,8 +173,6 @@ class PruningConfig:
         if not (math.isfinite(self.damping) and self.damping >= 0):
             raise ValueError(f"damping is {self.damping}; expected a finite number, 0 or more.")
         self._check_training()
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32 - 1:
-            raise ValueError(f"seed is {self.seed}; expected a whole number from 0 to {2**32 - 2}.")
         for name, low in (("steps", 1), ("calibration_samples", 1), ("calibration_length", 2), ("batch_size", 1)):
             value = getattr(self, name)
             if value is None and name == "steps":

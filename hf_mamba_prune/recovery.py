@@ -154,7 +154,7 @@ def _arguments(folder: str, model: PreTrainedModel, config: PruningConfig, recov
         disable_tqdm=True,
         use_cpu=model.device.type == "cpu",
         dataloader_pin_memory=model.device.type != "cpu",
-        seed=config.seed,
+        seed=config.seed % 2**32,
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one model on one device, however many there are
     return arguments

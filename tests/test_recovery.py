@@ -78,8 +78,9 @@ def test_autocast_changes_the_products_and_neither_weights_nor_zeros(tokenizer):
     assert found[0] != found[1] and found[1] == pytest.approx(found[0], rel=0.02)
 
 
-def test_a_single_step_trains(mamba, tokenizer):
-    config = PruningConfig(0.5, score="magnitude", reconstruct=False, steps=1)
+@pytest.mark.parametrize("seed", [0, -1, 2**60])
+def test_a_single_step_trains_with_a_seed_of_any_size(mamba, tokenizer, seed):
+    config = PruningConfig(0.5, score="magnitude", reconstruct=False, steps=1, seed=seed)
     before = copy.deepcopy(mamba.state_dict())
     prune(mamba, tokenizer, config, recovery=Recovery(**TRAINING | dict(steps=1), distill=False))
     live = [(before[name] != p)[p != 0] for name, p in mamba.named_parameters()]

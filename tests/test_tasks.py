@@ -234,7 +234,7 @@ def test_reviews_that_are_not_all_there_are_not_used(data, tmp_path):
     shutil.copytree(data / "aclImdb" / "train", tmp_path / "aclImdb" / "train")
     for folder in (tmp_path, tmp_path / "empty"):
         (folder / "aclImdb").mkdir(parents=True, exist_ok=True)
-        with pytest.raises(FileNotFoundError, match="no review in"):
+        with pytest.raises(ValueError, match="text needs .*aclImdb.*, which is not there. Put the folder aclImdb"):
             TASKS["text"].data(folder, TASKS["text"].scales["small"])
 
 
