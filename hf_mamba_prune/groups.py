@@ -169,7 +169,7 @@ class PushOptions:
     force: o.Force = False
 
     def given(self) -> dict[str, object]:
-        """Those that say something, by name. `force` has a meaning of its own only where something is pushed."""
+        """Those that say something, by name; `force`, which only permits, is not among them."""
         return {"--repo-id": self.repo_id, "--private": self.private, "--create-pr": self.create_pr}
 
     def choice(self, revision: str | None, overwrite: bool) -> PushChoice:
