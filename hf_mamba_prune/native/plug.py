@@ -17,6 +17,7 @@ from hf_mamba_prune.native import decode
 from hf_mamba_prune.native.conv import causal_conv1d
 from hf_mamba_prune.native.library import enabled
 from hf_mamba_prune.native.scan import chunk_scan, selective_scan
+from hf_mamba_prune.native.step_threads import watch_steps
 
 
 def _serves(tensor: torch.Tensor, activation: str | None = "silu") -> bool:
@@ -199,8 +200,9 @@ class NativeHandle:
         active: whether anything is in use.
     """
 
-    def __init__(self, paths: list[str]):
+    def __init__(self, model: torch.nn.Module, paths: list[str]):
         self._paths = paths
+        self._hooks = watch_steps(model) if paths else []
         for path in paths:
             _put_in(path)
 
@@ -210,6 +212,8 @@ class NativeHandle:
 
     def close(self) -> None:
         """Puts stock's functions back, once the last handle on the same kind of model is closed."""
+        while self._hooks:
+            self._hooks.pop().remove()
         while self._paths:
             _take_out(self._paths.pop())
 
@@ -231,6 +235,7 @@ def use_native(model: torch.nn.Module) -> NativeHandle:
     Modules are called as before, so hooks on them fire as before. Nothing happens when `HF_MAMBA_PRUNE_NATIVE=0`, or
     when no part of the model is Mamba, Falcon-Mamba or Mamba-2. Works in training, under autocast, with caches, with
     attention masks and with gradient checkpointing; tensors on other devices go to the function they went to before.
+    While other processes keep the cores busy, this model's decoding steps take half of torch's threads.
 
     Args:
         model: the model, wrapped or not. The exchange holds for all models of its kind in this process.
@@ -242,7 +247,7 @@ def use_native(model: torch.nn.Module) -> NativeHandle:
         UserWarning: this version of transformers calls its functions in another way; stock's stay in use.
     """
     if not enabled():
-        return NativeHandle([])
+        return NativeHandle(model, [])
     paths = sorted({type(module).__module__ for module in model.modules()} & EXCHANGED.keys())
     fitting = []
     for path in paths:
@@ -257,4 +262,4 @@ def use_native(model: torch.nn.Module) -> NativeHandle:
             )
         else:
             fitting.append(path)
-    return NativeHandle(fitting)
+    return NativeHandle(model, fitting)
