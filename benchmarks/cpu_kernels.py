@@ -1,5 +1,6 @@
 """The native CPU kernels beside the limit of the matrix products, stock transformers and mambapy.
 
+    pip install -e ".[benchmark]"                    # mambapy
     python benchmarks/cpu_kernels.py                 # everything; the stock loop alone takes minutes
     python benchmarks/cpu_kernels.py limit length    # some sections
 
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
+import mambapy  # noqa: F401  (without it transformers runs its slow loop in mambapy's name)
 import torch
 import torch.nn.functional as F
 from transformers import Mamba2Config, Mamba2ForCausalLM, MambaConfig, MambaForCausalLM
@@ -150,12 +152,12 @@ def peak(kind: str) -> None:
 def beside_stock() -> None:
     """Two layers: the stock loop, mambapy, and the kernels with each instruction set and with bf16."""
     ids = tokens()
-    model, mambapy = build(2, **LAYERS), build(2, **LAYERS, use_mambapy=True)
+    model, rival = build(2, **LAYERS), build(2, **LAYERS, use_mambapy=True)
     slow = seconds(forward_backward(model, ids))
     line("stock loop, 2 layers", f"{slow:.2f} s")
     wanted = {"avx512": (150, 6), "avx2": (60, 4)}
     isas = native.instruction_sets()
-    scan, *own = rounds(7, forward_backward(mambapy, ids), *[with_kernels(model, ids, isa) for isa in isas])
+    scan, *own = rounds(7, forward_backward(rival, ids), *[with_kernels(model, ids, isa) for isa in isas])
     line("mambapy, 2 layers", f"{statistics.median(scan):.2f} s")
     for isa, times in zip(isas, own, strict=True):
         line(f"native {isa}, 2 layers", f"{statistics.median(times):.3f} s")

@@ -12,6 +12,7 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
+import mambapy  # noqa: F401  (without it transformers runs its slow loop in mambapy's name)
 import matplotlib
 
 matplotlib.use("Agg")

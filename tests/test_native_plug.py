@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 
 import pytest
 import torch
 from native_cases import distance
+from tiny_models import build_model
 
 from hf_mamba_prune import native
-from hf_mamba_prune.native import plug
+from hf_mamba_prune.native import plug, time_major
 
 
 @pytest.fixture
@@ -106,14 +108,15 @@ def test_bfloat16_and_checkpointing_train(model, batch):
 
 def test_closing_the_last_handle_puts_stock_back(model):
     path = next(path for path in sorted({type(m).__module__ for m in model.modules()}) if path in plug.EXCHANGED)
-    module, names = sys.modules[path], plug.EXCHANGED[path]
-    before = {name: vars(module)[name] for name in names}
+    find, names = operator.attrgetter, plug.EXCHANGED[path]
+    module = sys.modules[path]
+    before = {name: find(name)(module) for name in names}
     first, second = native.use_native(model), native.use_native(torch.nn.Sequential(model))
     first.close()
     first.close()
-    assert not first.active and all(vars(module)[name] is not before[name] for name in names)
+    assert not first.active and all(find(name)(module) is not before[name] for name in names)
     second.close()
-    assert all(vars(module)[name] is before[name] for name in names)
+    assert all(find(name)(module) is before[name] for name in names)
 
 
 def test_nothing_happens_where_it_is_switched_off_or_no_mamba(model, monkeypatch):
@@ -150,3 +153,44 @@ def test_other_devices_go_to_stock(model, monkeypatch):
     with native.use_native(model):
         out = sys.modules[path].causal_conv1d_fn(torch.empty(1, 4, 5, device="meta"), torch.empty(4, 4, device="meta"))
     assert out.device.type == "meta"
+
+
+@pytest.mark.parametrize("architecture", ["mamba", "falcon_mamba"])
+def test_the_scan_reads_step_sizes_as_the_product_wrote_them(architecture, monkeypatch):
+    model, ids = build_model(architecture), torch.arange(1, 10)[None]
+    seen = []
+
+    def scan(u, delta, *inputs, **named):
+        seen.append(delta.stride())
+        return native.selective_scan(u, delta, *inputs, **named)
+
+    monkeypatch.setattr(plug, "selective_scan", scan)
+    with native.use_native(model):
+        model(ids)
+    d_inner = model.config.intermediate_size
+    assert seen == [(9 * d_inner, 1, d_inner)] * model.config.num_hidden_layers
+
+
+def test_other_functions_take_the_weight_of_the_step_sizes_as_a_tensor(mamba):
+    mixer, steps = mamba.backbone.layers[0].mixer, torch.randn(2, 5, mamba.config.time_step_rank)
+    weight = time_major._Mixer(mixer).dt_proj.weight
+    expected = torch.nn.functional.linear(steps, mixer.dt_proj.weight)
+    assert weight.shape == mixer.dt_proj.weight.shape and weight.dtype == torch.float32
+    assert torch.equal(torch.nn.functional.linear(steps, weight), expected)
+    assert torch.equal((weight @ steps.transpose(1, 2)).transpose(1, 2), expected)
+
+
+def test_offloaded_weights_are_left_to_accelerate(mamba):
+    mixer, fired = mamba.backbone.layers[0].mixer, []
+
+    class Hook:
+        def pre_forward(self, module, *_):
+            fired.append(module)
+
+        def post_forward(self, module, output):
+            return output
+
+    mixer.dt_proj._hf_hook = Hook()
+    with native.use_native(mamba):
+        mamba(torch.arange(1, 10)[None])
+    assert fired == [mixer.dt_proj]

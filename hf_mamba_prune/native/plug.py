@@ -2,8 +2,8 @@
 
 transformers looks the operations up as functions of the model file: first the Hub's `kernels`, then an installed
 `mamba_ssm`, then plain torch. Those doors are closed to a CPU, so the functions themselves are exchanged, for all
-models of that file. Each exchanged function passes what it does not serve on to the one it stands for: tensors on
-other devices, other activations, compiled graphs.
+models of that file, and the mixer's forward where it would copy what the scan reads. Each exchanged function passes
+what it does not serve on to the one it stands for: tensors on other devices, other activations, compiled graphs.
 """
 
 import inspect
@@ -18,6 +18,7 @@ from hf_mamba_prune.native.conv import causal_conv1d
 from hf_mamba_prune.native.library import enabled
 from hf_mamba_prune.native.scan import chunk_scan, selective_scan
 from hf_mamba_prune.native.step_threads import watch_steps
+from hf_mamba_prune.native.time_major import steps_by_time
 
 
 def _serves(tensor: torch.Tensor, activation: str | None = "silu") -> bool:
@@ -142,8 +143,8 @@ _MAMBA = _CONV | {"mamba_selective_scan": _scan, "mamba_selective_state_update":
 _MAMBA2 = _CONV | {"mamba2_chunk_scan": _chunk_scan, "mamba2_selective_state_update": _chunk_state_update}
 
 EXCHANGED: dict[str, dict[str, Callable]] = {
-    "transformers.models.mamba.modeling_mamba": _MAMBA,
-    "transformers.models.falcon_mamba.modeling_falcon_mamba": _MAMBA,
+    "transformers.models.mamba.modeling_mamba": _MAMBA | {"MambaMixer.forward": steps_by_time},
+    "transformers.models.falcon_mamba.modeling_falcon_mamba": _MAMBA | {"FalconMambaMixer.forward": steps_by_time},
     "transformers.models.mamba2.modeling_mamba2": _MAMBA2,
 }
 
@@ -157,17 +158,26 @@ SIGNATURES = {
     "mamba2_chunk_scan": "hidden_states dt A B C chunk_size D dt_bias initial_states dt_softplus dt_limit "
     "return_final_states kwargs",
     "mamba2_selective_state_update": "state hidden_states dt A B C D dt_bias dt_softplus z kwargs",
+    "MambaMixer.forward": "self hidden_states cache_params attention_mask kwargs",
+    "FalconMambaMixer.forward": "self hidden_states cache_params attention_mask kwargs",
 }
 
 _users: dict[str, int] = {}
 _stock: dict[str, dict[str, Callable]] = {}
 
 
+def _place(module, name: str) -> tuple[object, str]:
+    """Where the function `name` or the method `Class.name` stands; the module itself where that class is gone."""
+    owner, _, attribute = name.rpartition(".")
+    return (getattr(module, owner, module) if owner else module), attribute
+
+
 def _differences(module, exchanged: dict[str, Callable]) -> list[str]:
     """What this version of transformers does otherwise than the kernels expect; empty when all is well."""
     found = []
     for name in exchanged:
-        function = vars(module).get(name)
+        owner, attribute = _place(module, name)
+        function = vars(owner).get(attribute)
         if not callable(function):
             found.append(f"{name} is gone")
             continue
@@ -180,9 +190,11 @@ def _differences(module, exchanged: dict[str, Callable]) -> list[str]:
 def _put_in(path: str) -> None:
     module = sys.modules[path]
     if _users.get(path, 0) == 0:
-        _stock[path] = {name: vars(module)[name] for name in EXCHANGED[path]}
+        _stock[path] = {}
         for name, make in EXCHANGED[path].items():
-            setattr(module, name, make(_stock[path][name]))
+            owner, attribute = _place(module, name)
+            _stock[path][name] = vars(owner)[attribute]
+            setattr(owner, attribute, make(_stock[path][name]))
     _users[path] = _users.get(path, 0) + 1
 
 
@@ -190,7 +202,7 @@ def _take_out(path: str) -> None:
     _users[path] -= 1
     if _users[path] == 0:
         for name, function in _stock.pop(path).items():
-            setattr(sys.modules[path], name, function)
+            setattr(*_place(sys.modules[path], name), function)
 
 
 class NativeHandle:

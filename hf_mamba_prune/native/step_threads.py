@@ -1,8 +1,8 @@
 """Decoding steps take half of their threads for a while after one that had to wait for its cores.
 
 A token passes a hundred parallel regions, most shorter than a time slice, and each ends when its last thread does.
-Where other processes keep the cores busy, threads that wait for each other lose more than they gain: of two on two such
-cores, one alone is faster and never as slow as the two at times are (`benchmarks/cpu_kernels.py busy`).
+Where other processes keep the cores busy, threads that wait for each other lose more than they gain: of two on two
+such cores, one alone is faster and never as slow as the two at times are (`benchmarks/cpu_kernels.py busy`).
 """
 
 import threading
@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch.utils.hooks import RemovableHandle
 
-# A step waited when it lost this share of its time, and longer than an interrupt takes. A second is long beside the one
-# step that tries all threads again, and short beside the life of what keeps cores busy.
+# A step waited when it lost this share of its time, and longer than an interrupt takes. A second is long beside the
+# one step that tries all threads again, and short beside the life of what keeps cores busy.
 LOST_SHARE, LOST_SECONDS = 0.15, 1e-3
 HALF_FOR_SECONDS = 1.0
 

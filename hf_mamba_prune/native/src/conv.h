@@ -69,10 +69,14 @@ void conv_share(const void* context, int64_t task) {
   for (int64_t k = 0; k < count; ++k) {
     read_weights(c, cut.share.block(cut.shape, cut.plan, cut.share.first + k), weights + k * size);
   }
+  const int64_t channels = cut.share.channels(cut.shape, cut.plan);
   for (int64_t start = 0; start < c.length; start += kTile) {
     const int steps = static_cast<int>(smaller(kTile, c.length - start));
     for (int64_t k = 0; k < count; ++k) {
       const Block block = cut.share.block(cut.shape, cut.plan, cut.share.first + k);
+      const Place ahead = cut.share.part_ahead(cut.shape, cut.plan, start / kTile + 1, k);
+      fetch_rows(c.x, ahead, channels);
+      fetch_rows<true>(c.out, ahead, channels);
       const int64_t before = c.width - 1;
       read_window(c.x, {cut.share.batch, start - before, block.channel, static_cast<int>(steps + before), block.lanes},
                   c.length, x);
@@ -136,10 +140,15 @@ void conv_backward_share(const void* context, int64_t task) {
   for (int64_t k = 0; k < count; ++k) {
     read_weights(c, cut.share.block(cut.shape, cut.plan, cut.share.first + k), weights + k * size);
   }
+  const int64_t channels = cut.share.channels(cut.shape, cut.plan);
   for (int64_t start = 0; start < c.length; start += kTile) {
     const int steps = static_cast<int>(smaller(kTile, c.length - start));
     for (int64_t k = 0; k < count; ++k) {
       const Block block = cut.share.block(cut.shape, cut.plan, cut.share.first + k);
+      const Place ahead = cut.share.part_ahead(cut.shape, cut.plan, start / kTile + 1, k);
+      fetch_rows(c.x, ahead, channels);
+      fetch_rows(c.dout, ahead, channels);
+      fetch_rows<true>(c.dx, ahead, channels);
       const Place at{cut.share.batch, start, block.channel, steps, block.lanes};
       backward_block<Width>(c, at, weights + k * size, memory, sums + k * size);
     }

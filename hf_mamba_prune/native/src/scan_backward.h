@@ -82,6 +82,21 @@ inline void write_sums(const ScanBackward& g, const Plan& plan, int64_t batch, c
   }
 }
 
+inline void fetch_before(const ScanBackward& g, const Place& at, int64_t channels) {
+  const ScanForward& f = g.forward;
+  fetch_rows(f.u, at, channels);
+  fetch_rows(g.dout, at, channels);
+  fetch_rows<true>(g.du, at, channels);
+  if (!f.shape.per_head) {
+    fetch_rows(f.delta, at, channels);
+    fetch_rows<true>(g.ddelta, at, channels);
+  }
+  if (f.z) {
+    fetch_rows(f.z, at, channels);
+    fetch_rows<true>(g.dz, at, channels);
+  }
+}
+
 inline void backward_share(const void* context, int64_t task) {
   const FlushDenormals flush;
   const ScanBackward& g = *static_cast<const ScanBackward*>(context);
@@ -89,7 +104,7 @@ inline void backward_share(const void* context, int64_t task) {
   const ScanShape& s = f.shape;
   const Plan plan(s);
   const Share share(s, plan, task);
-  const int64_t size = plan.padded * kLanes, count = share.last - share.first;
+  const int64_t size = plan.padded * kLanes, count = share.last - share.first, channels = share.channels(s, plan);
   const int64_t tile_floats = sizeof(BackwardTiles) / sizeof(float);
   float* memory = scratch(tile_floats + (3 * count + 1) * size + 2 * count * kLanes + 2 * kTile * plan.padded);
   BackwardTiles& tiles = *reinterpret_cast<BackwardTiles*>(memory);
@@ -127,6 +142,7 @@ inline void backward_share(const void* context, int64_t task) {
       Carried carried = carried_by(k);
       at.channel = block.channel;
       at.lanes = block.lanes;
+      fetch_before(g, share.part_ahead(s, plan, tile - 1, k), channels);
       read_inputs(f, g.dout, at, block, carried.rates, tiles);
       const int64_t row = (share.batch * plan.tiles + tile) * s.channels() + block.channel;
       read_states(f.checkpoints + row * s.states, s.states, plan.padded, block.lanes, before);

@@ -79,6 +79,7 @@ inline void forward_share(const void* context, int64_t task) {
   const Plan plan(s);
   const Share share(s, plan, task);
   const int64_t block_states = plan.padded * kLanes, count = share.last - share.first;
+  const int64_t channels = share.channels(s, plan);
   float* rates = scratch(2 * count * block_states + 2 * kTile * plan.padded);
   float* state = rates + count * block_states;
   float* B = state + count * block_states;
@@ -110,6 +111,11 @@ inline void forward_share(const void* context, int64_t task) {
       }
       at.channel = block.channel;
       at.lanes = block.lanes;
+      const Place ahead = share.part_ahead(s, plan, tile + 1, k);
+      fetch_rows(f.u, ahead, channels);
+      if (!s.per_head) fetch_rows(f.delta, ahead, channels);
+      if (f.z) fetch_rows(f.z, ahead, channels);
+      fetch_rows<true>(f.out, ahead, channels);
       forward_block(f, plan, at, block, rates + k * block_states, B, C, own, tiles);
     }
   }

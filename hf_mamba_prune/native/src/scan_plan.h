@@ -59,6 +59,20 @@ struct Share {
     return {group * plan.blocks_per_group + in_group, head, head * s.head_dim + inside,
             static_cast<int>(smaller(kLanes, s.head_dim - inside))};
   }
+
+  // From the first channel of the first block to the last of the last.
+  int64_t channels(const ScanShape& s, const Plan& plan) const {
+    const Block end = block(s, plan, last - 1);
+    return end.channel + end.lanes - block(s, plan, first).channel;
+  }
+  // The rows of a tile that are to be asked for while the k-th block goes through the tile before; none where there is
+  // no such tile.
+  Place part_ahead(const ScanShape& s, const Plan& plan, int64_t tile, int64_t k) const {
+    const int64_t start = tile * kTile, count = last - first;
+    const int64_t steps = start < 0 || start >= s.length ? 0 : smaller(kTile, s.length - start);
+    const int64_t from = steps * k / count, to = steps * (k + 1) / count;
+    return {batch, start + from, block(s, plan, first).channel, static_cast<int>(to - from), kLanes};
+  }
 };
 
 // (lanes, states) rows of a (channels, states) tensor -> (padded, kLanes), and back. Padding is 0.
