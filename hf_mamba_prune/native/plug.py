@@ -16,6 +16,7 @@ import torch
 from hf_mamba_prune.native import decode
 from hf_mamba_prune.native.conv import causal_conv1d
 from hf_mamba_prune.native.library import enabled
+from hf_mamba_prune.native.memory import give_freed_memory_back, keep_freed_memory
 from hf_mamba_prune.native.scan import chunk_scan, selective_scan
 from hf_mamba_prune.native.step_threads import watch_steps
 from hf_mamba_prune.native.time_major import steps_by_time
@@ -57,6 +58,8 @@ def _scan(stock: Callable) -> Callable:
                 return_last_state=return_last_state,
                 **rest,
             )
+        if _tracks(hidden_states):
+            keep_freed_memory()
         return selective_scan(
             hidden_states, dt, A, B, C, D, z, delta_bias, delta_softplus, return_last_state=return_last_state
         )
@@ -85,6 +88,8 @@ def _chunk_scan(stock: Callable) -> Callable:
                 hidden_states, dt, A, B, C, chunk_size, D, dt_bias, initial_states, dt_softplus, dt_limit,
                 return_final_states, **rest,
             )  # fmt: skip
+        if _tracks(hidden_states):
+            keep_freed_memory()
         return chunk_scan(
             hidden_states, dt, A, B, C, D, dt_bias, dt_softplus, dt_limit, initial_states, return_final_states
         )
@@ -228,6 +233,8 @@ class NativeHandle:
             self._hooks.pop().remove()
         while self._paths:
             _take_out(self._paths.pop())
+        if not any(_users.values()):
+            give_freed_memory_back()
 
     def __enter__(self) -> "NativeHandle":
         return self

@@ -12,6 +12,8 @@
 #endif
 #if defined(__GLIBC__)
 #include <malloc.h>
+
+#include <climits>
 #endif
 
 #include "dispatch.h"
@@ -122,6 +124,16 @@ void define_packed(nb::module_& module) {
   module.def("give_memory_back", [] {
 #if defined(__GLIBC__)
     malloc_trim(0);
+#endif
+  });
+  // Whether blocks of all sizes stay with the process when they are freed; otherwise as far as glibc would get by itself.
+  module.def("keep_freed_memory", [](bool keep) {
+#if defined(__GLIBC__)
+    mallopt(M_MMAP_THRESHOLD, keep ? 1 << 30 : 32 << 20);
+    mallopt(M_TRIM_THRESHOLD, keep ? INT_MAX : 64 << 20);
+    if (!keep) malloc_trim(0);
+#else
+    (void)keep;
 #endif
   });
   module.attr("READABLE_BYTES") = kReadable;
