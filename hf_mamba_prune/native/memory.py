@@ -23,7 +23,7 @@ def keep_freed_memory() -> None:
 
 
 def give_freed_memory_back() -> None:
-    """Ends it, and gives back what is free now."""
+    """Ends it: glibc gives memory back with one of the next blocks that are freed."""
     global _kept
     if _kept:
         kernels().keep_freed_memory(False)

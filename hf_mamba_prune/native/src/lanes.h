@@ -100,14 +100,25 @@ HMP_INLINE Floats exp2(Floats x) {
 }
 constexpr float kLog2E = 1.44269504088896341f;
 
-HMP_INLINE Floats sigmoid(Floats x) { return 1.0f / (1.0f + exp2(x * -kLog2E)); }
+// 1 / x to about one unit in the last place, for magnitudes from 2^-126 to 2^126. Dividing takes AVX-512 16 cycles.
+HMP_INLINE Floats reciprocal(Floats x) {
+#if defined(__AVX512F__)
+  const Floats near = (Floats)_mm512_rcp14_ps((__m512)x);
+  return near + near * (1.0f - x * near);
+#else
+  return 1.0f / x;
+#endif
+}
+
+// The bound keeps NaN, as `minimum` returns its second operand then.
+HMP_INLINE Floats sigmoid(Floats x) { return reciprocal(1.0f + exp2(minimum(splat(126.0f), x * -kLog2E))); }
 
 // log(1 + e^x), accurate relative to its value: log1p(e) = 2 atanh(e / (2 + e)), and the series of atanh converges
 // fast because its argument is at most 1/3.
 HMP_INLINE Floats softplus(Floats x) {
   const Floats magnitude = x < 0.0f ? x : -x;
   const Floats e = exp2(magnitude * kLog2E);
-  const Floats s = e / (2.0f + e);
+  const Floats s = e * reciprocal(2.0f + e);
   const Floats q = s * s;
   Floats p = splat(1.0f / 15);
   p = p * q + 1.0f / 13;

@@ -131,7 +131,6 @@ void define_packed(nb::module_& module) {
 #if defined(__GLIBC__)
     mallopt(M_MMAP_THRESHOLD, keep ? 1 << 30 : 32 << 20);
     mallopt(M_TRIM_THRESHOLD, keep ? INT_MAX : 64 << 20);
-    if (!keep) malloc_trim(0);
 #else
     (void)keep;
 #endif
