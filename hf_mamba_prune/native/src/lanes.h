@@ -118,7 +118,7 @@ HMP_INLINE Floats sigmoid(Floats x) { return reciprocal(1.0f + exp2(minimum(spla
 HMP_INLINE Floats softplus(Floats x) {
   const Floats magnitude = x < 0.0f ? x : -x;
   const Floats e = exp2(magnitude * kLog2E);
-  const Floats s = e * reciprocal(2.0f + e);
+  const Floats s = e / (2.0f + e);
   const Floats q = s * s;
   Floats p = splat(1.0f / 15);
   p = p * q + 1.0f / 13;
