@@ -171,6 +171,23 @@ def test_the_scan_reads_step_sizes_as_the_product_wrote_them(architecture, monke
     assert seen == [(9 * d_inner, 1, d_inner)] * model.config.num_hidden_layers
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norms_without_gradients_are_stocks(model, dtype):
+    norm = model.backbone.layers[0].norm.to(dtype)
+    x = torch.randn(2, 5, model.config.hidden_size, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x[0, 0] = 0
+    torch.nn.init.normal_(norm.weight)
+    before = x.clone()
+    with torch.no_grad():
+        expected = norm(x)
+        with native.use_native(model):
+            found = norm(x)
+    assert found.dtype == expected.dtype and distance(found, expected) < 1e-6 and torch.equal(x, before)
+    x[1, 2, 3] = torch.nan
+    with torch.no_grad(), native.use_native(model):
+        assert norm(x)[1, 2].isnan().all() and not norm(x)[0].isnan().any()
+
+
 def test_other_functions_take_the_weight_of_the_step_sizes_as_a_tensor(mamba):
     mixer, steps = mamba.backbone.layers[0].mixer, torch.randn(2, 5, mamba.config.time_step_rank)
     weight = time_major._Mixer(mixer).dt_proj.weight

@@ -2,8 +2,9 @@
 
 transformers looks the operations up as functions of the model file: first the Hub's `kernels`, then an installed
 `mamba_ssm`, then plain torch. Those doors are closed to a CPU, so the functions themselves are exchanged, for all
-models of that file, and the mixer's forward where it would copy what the scan reads. Each exchanged function passes
-what it does not serve on to the one it stands for: tensors on other devices, other activations, compiled graphs.
+models of that file, and the forwards of mixers and norms where they move more memory than they need. Each exchanged
+function passes what it does not serve on to the one it stands for: tensors on other devices, other activations,
+compiled graphs.
 """
 
 import inspect
@@ -17,6 +18,7 @@ from hf_mamba_prune.native import decode
 from hf_mamba_prune.native.conv import causal_conv1d
 from hf_mamba_prune.native.library import enabled
 from hf_mamba_prune.native.memory import give_freed_memory_back, keep_freed_memory
+from hf_mamba_prune.native.norm import norm_in_place
 from hf_mamba_prune.native.scan import chunk_scan, selective_scan
 from hf_mamba_prune.native.step_threads import watch_steps
 from hf_mamba_prune.native.time_major import steps_by_time
@@ -148,9 +150,11 @@ _MAMBA = _CONV | {"mamba_selective_scan": _scan, "mamba_selective_state_update":
 _MAMBA2 = _CONV | {"mamba2_chunk_scan": _chunk_scan, "mamba2_selective_state_update": _chunk_state_update}
 
 EXCHANGED: dict[str, dict[str, Callable]] = {
-    "transformers.models.mamba.modeling_mamba": _MAMBA | {"MambaMixer.forward": steps_by_time},
-    "transformers.models.falcon_mamba.modeling_falcon_mamba": _MAMBA | {"FalconMambaMixer.forward": steps_by_time},
-    "transformers.models.mamba2.modeling_mamba2": _MAMBA2,
+    "transformers.models.mamba.modeling_mamba": _MAMBA
+    | {"MambaMixer.forward": steps_by_time, "MambaRMSNorm.forward": norm_in_place},
+    "transformers.models.falcon_mamba.modeling_falcon_mamba": _MAMBA
+    | {"FalconMambaMixer.forward": steps_by_time, "FalconMambaRMSNorm.forward": norm_in_place},
+    "transformers.models.mamba2.modeling_mamba2": _MAMBA2 | {"Mamba2RMSNorm.forward": norm_in_place},
 }
 
 # How the functions must look for the exchange to be right; another version of transformers may change them.
@@ -165,6 +169,9 @@ SIGNATURES = {
     "mamba2_selective_state_update": "state hidden_states dt A B C D dt_bias dt_softplus z kwargs",
     "MambaMixer.forward": "self hidden_states cache_params attention_mask kwargs",
     "FalconMambaMixer.forward": "self hidden_states cache_params attention_mask kwargs",
+    "MambaRMSNorm.forward": "self hidden_states",
+    "FalconMambaRMSNorm.forward": "self hidden_states",
+    "Mamba2RMSNorm.forward": "self hidden_states",
 }
 
 _users: dict[str, int] = {}
