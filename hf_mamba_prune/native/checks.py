@@ -1,8 +1,18 @@
-"""What the kernels refuse, by name: shapes that do not fit, other devices and dtypes, empty dimensions."""
+"""What the kernels serve, and what they refuse by name: wrong shapes, other devices and dtypes, empty dimensions."""
 
 import torch
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def serves(tensor: torch.Tensor) -> bool:
+    """Whether an exchanged function takes a call, or passes it on to stock's."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def tracks(*tensors: torch.Tensor | None) -> bool:
+    """Whether somebody wants gradients of what is made of these."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
 def check_tensors(**named: tuple[torch.Tensor | None, tuple[int, ...]]) -> None:

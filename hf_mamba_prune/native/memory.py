@@ -14,7 +14,7 @@ _kept = False
 
 
 def keep_freed_memory() -> None:
-    """Called with every scan that has gradients; all but the first call does nothing."""
+    """Called with every scan that has gradients; does nothing where memory is kept already."""
     global _kept
     if _kept or not available() or any(name in os.environ for name in VARIABLES):
         return
@@ -23,7 +23,7 @@ def keep_freed_memory() -> None:
 
 
 def give_freed_memory_back() -> None:
-    """Ends it: glibc gives memory back with one of the next blocks that are freed."""
+    """Ends it until the next such scan, and gives back what is free now."""
     global _kept
     if _kept:
         kernels().keep_freed_memory(False)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import torch
 
 from hf_mamba_prune.native import decode
+from hf_mamba_prune.native.checks import serves, tracks
 from hf_mamba_prune.native.conv import causal_conv1d
 from hf_mamba_prune.native.library import enabled
 from hf_mamba_prune.native.memory import give_freed_memory_back, keep_freed_memory
@@ -24,12 +25,8 @@ from hf_mamba_prune.native.step_threads import watch_steps
 from hf_mamba_prune.native.time_major import steps_by_time
 
 
-def _serves(tensor: torch.Tensor, activation: str | None = "silu") -> bool:
-    return tensor.device.type == "cpu" and activation in (None, "silu", "swish") and not torch.compiler.is_compiling()
-
-
-def _tracks(*tensors: torch.Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+def _convolves(tensor: torch.Tensor, activation: str | None) -> bool:
+    return serves(tensor) and activation in (None, "silu", "swish")
 
 
 def _scan(stock: Callable) -> Callable:
@@ -46,7 +43,7 @@ def _scan(stock: Callable) -> Callable:
         return_last_state=False,
         **rest,
     ):
-        if not _serves(hidden_states):
+        if not serves(hidden_states):
             return stock(
                 hidden_states,
                 dt,
@@ -60,7 +57,7 @@ def _scan(stock: Callable) -> Callable:
                 return_last_state=return_last_state,
                 **rest,
             )
-        if _tracks(hidden_states):
+        if tracks(hidden_states):
             keep_freed_memory()
         return selective_scan(
             hidden_states, dt, A, B, C, D, z, delta_bias, delta_softplus, return_last_state=return_last_state
@@ -85,12 +82,12 @@ def _chunk_scan(stock: Callable) -> Callable:
         return_final_states=False,
         **rest,
     ):
-        if not _serves(hidden_states):
+        if not serves(hidden_states):
             return stock(
                 hidden_states, dt, A, B, C, chunk_size, D, dt_bias, initial_states, dt_softplus, dt_limit,
                 return_final_states, **rest,
             )  # fmt: skip
-        if _tracks(hidden_states):
+        if tracks(hidden_states):
             keep_freed_memory()
         return chunk_scan(
             hidden_states, dt, A, B, C, D, dt_bias, dt_softplus, dt_limit, initial_states, return_final_states
@@ -101,7 +98,7 @@ def _chunk_scan(stock: Callable) -> Callable:
 
 def _conv(stock: Callable) -> Callable:
     def causal_conv1d_fn(hidden_states, weight, bias=None, activation=None, **rest):
-        if not _serves(hidden_states, activation) or 0 in hidden_states.shape:
+        if not _convolves(hidden_states, activation) or 0 in hidden_states.shape:
             return stock(hidden_states, weight, bias, activation, **rest)
         return causal_conv1d(hidden_states, weight, bias, activation)
 
@@ -111,9 +108,9 @@ def _conv(stock: Callable) -> Callable:
 def _conv_update(stock: Callable) -> Callable:
     def causal_conv1d_update(hidden_states, conv_state, weight, bias=None, activation=None):
         if (
-            not _serves(hidden_states, activation)
+            not _convolves(hidden_states, activation)
             or hidden_states.shape[-1] != 1
-            or _tracks(hidden_states, weight, bias)
+            or tracks(hidden_states, weight, bias)
         ):
             return stock(hidden_states, conv_state, weight, bias, activation)
         return decode.causal_conv1d_update(hidden_states[..., 0], conv_state, weight, bias, activation)[..., None]
@@ -125,7 +122,7 @@ def _state_update(stock: Callable) -> Callable:
     def mamba_selective_state_update(
         state, hidden_states, dt, A, B, C, D=None, dt_bias=None, dt_softplus=False, z=None, **rest
     ):
-        if not _serves(hidden_states) or _tracks(state, hidden_states, dt, A, B, C, D, z):
+        if not serves(hidden_states) or tracks(state, hidden_states, dt, A, B, C, D, z):
             return stock(state, hidden_states, dt, A, B, C, D, dt_bias, dt_softplus, z, **rest)
         return decode.selective_state_update(state, hidden_states, dt, A, B, C, D, z, dt_bias, dt_softplus)
 
@@ -136,7 +133,7 @@ def _chunk_state_update(stock: Callable) -> Callable:
     def mamba2_selective_state_update(
         state, hidden_states, dt, A, B, C, D=None, dt_bias=None, dt_softplus=False, z=None, **rest
     ):
-        if not _serves(hidden_states) or z is not None or _tracks(state, hidden_states, dt, A, B, C, D):
+        if not serves(hidden_states) or z is not None or tracks(state, hidden_states, dt, A, B, C, D):
             return stock(state, hidden_states, dt, A, B, C, D, dt_bias, dt_softplus, z, **rest)
         # The model repeats what belongs to a head over its channels and states: the first of each says it all.
         D, dt_bias = (None if x is None else x[:, 0] for x in (D, dt_bias))

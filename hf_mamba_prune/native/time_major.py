@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
+from hf_mamba_prune.native.checks import serves
+
 
 class _Weight:
     """A tensor (d_inner, dt_rank) for all but `@`."""
@@ -63,7 +65,7 @@ def steps_by_time(stock: Callable) -> Callable:
     @functools.wraps(stock)
     def forward(self, hidden_states, *arguments, **named):
         offloaded = hasattr(self.dt_proj, "_hf_hook")  # accelerate must find the module itself
-        if offloaded or hidden_states.device.type != "cpu" or torch.compiler.is_compiling():
+        if offloaded or not serves(hidden_states):
             return stock(self, hidden_states, *arguments, **named)
         return stock(_Mixer(self), hidden_states, *arguments, **named)
 

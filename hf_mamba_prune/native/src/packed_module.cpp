@@ -126,11 +126,12 @@ void define_packed(nb::module_& module) {
     malloc_trim(0);
 #endif
   });
-  // Whether blocks of all sizes stay with the process when they are freed; otherwise as far as glibc would get by itself.
+  // Whether blocks of all sizes stay with the process when they are freed, or as many as glibc keeps at most by itself.
   module.def("keep_freed_memory", [](bool keep) {
 #if defined(__GLIBC__)
     mallopt(M_MMAP_THRESHOLD, keep ? 1 << 30 : 32 << 20);
     mallopt(M_TRIM_THRESHOLD, keep ? INT_MAX : 64 << 20);
+    if (!keep) malloc_trim(0);
 #else
     (void)keep;
 #endif

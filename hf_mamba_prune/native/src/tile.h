@@ -27,8 +27,8 @@ struct Place {
   }
 };
 
-// Asks for rows of `channels` before they are read or written. The rows of a tile lie pages apart, where the hardware does
-// not look ahead, and memory gives several neighbouring lines as fast as one.
+// Asks for rows of `channels` before they are read or written, of tensors laid out by time. The rows of a tile lie
+// pages apart, where the hardware does not look ahead, and memory gives neighbouring lines as fast as one.
 template <bool Written = false>
 HMP_INLINE void fetch_rows(const View& view, const Place& at, int64_t channels) {
   if (view.channel_stride != 1) return;
