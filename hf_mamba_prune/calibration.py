@@ -17,7 +17,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from hf_mamba_prune.architectures import Tap, Target
-from hf_mamba_prune.native import give_freed_memory_back
 from hf_mamba_prune.progress import tell, track
 
 
@@ -124,7 +123,6 @@ def calibrate(
             for batch in track(sequences.split(step), "calibrate", "batch")
         ]
     if gradient_needs:
-        give_freed_memory_back()  # what comes next needs other blocks
         tell("calibrate", len(losses), len(losses), loss=sum(losses) / len(losses))
     _refuse_unseen(targets, statistics, needs)
     return dict(statistics)

@@ -6,8 +6,6 @@ import pytest
 import torch
 
 from hf_mamba_prune import native
-from hf_mamba_prune.architectures import find_targets
-from hf_mamba_prune.calibration import Need, calibrate
 from hf_mamba_prune.native import memory
 
 IDS = torch.arange(1, 9)[None]
@@ -38,12 +36,6 @@ def test_it_is_kept_from_the_first_training_step_until_the_last_handle_closes(mo
             model(IDS)
         assert told == [True]
     assert told == [True, False]
-
-
-def test_gradients_of_a_calibration_leave_nothing_kept(mamba, told):
-    with native.use_native(mamba):
-        calibrate(mamba, find_targets(mamba), IDS, frozenset({Need.GRADIENT_SQUARE}))
-        assert told == [True, False]
 
 
 def test_the_environments_own_thresholds_stay(mamba, told, monkeypatch):

@@ -10,7 +10,6 @@ from hf_mamba_prune.native.library import (
     instruction_sets,
 )
 from hf_mamba_prune.native.magnitudes import between, keep_above, radix_histogram, range_histogram, tie_positions
-from hf_mamba_prune.native.memory import give_freed_memory_back
 from hf_mamba_prune.native.plug import NativeHandle, plugged, use_native
 from hf_mamba_prune.native.scan import chunk_scan, selective_scan
 
@@ -24,7 +23,6 @@ __all__ = [
     "chunk_scan",
     "chunk_state_update",
     "force_instruction_set",
-    "give_freed_memory_back",
     "info",
     "instruction_sets",
     "keep_above",
