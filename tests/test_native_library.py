@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
+import site
 import subprocess
 import sys
 import threading
@@ -138,7 +139,7 @@ def test_no_crash_under_the_sanitizers(tmp_path):
 @pytest.mark.parametrize("compiler", ["works", "/bin/false"])
 def test_a_wheel_is_built_with_and_without_a_compiler(compiler, tmp_path):
     copy = tmp_path / "source"
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "build", ".venv", "*.so", "__pycache__"))
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "build", "tests", "*.so", "__pycache__"))
     environment = os.environ | ({} if compiler == "works" else {"CXX": compiler})
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path / "wheels", copy],
@@ -153,7 +154,8 @@ def test_a_wheel_is_built_with_and_without_a_compiler(compiler, tmp_path):
     installed = tmp_path / "installed"
     zipfile.ZipFile(wheel).extractall(installed)
     code = "from hf_mamba_prune import native; print(native.info()['built'])"
-    ran = subprocess.run(
-        [sys.executable, "-c", code], cwd=installed, capture_output=True, text=True, check=True, env=environment
+    environment["PYTHONPATH"] = os.pathsep.join([str(installed), *site.getsitepackages()])
+    ran = subprocess.run(  # without the .pth file of an editable installation, which would be found before it
+        [sys.executable, "-S", "-c", code], cwd=installed, capture_output=True, text=True, check=True, env=environment
     )
     assert ran.stdout.split()[-1] == str(compiler == "works")
