@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 
 .PHONY: setup demo test test-slow space test-space lint format clean
 
-$(READY): pyproject.toml constraints.txt hf_mamba_prune/native/CMakeLists.txt $(wildcard hf_mamba_prune/native/src/*)
+$(READY): pyproject.toml constraints.txt hf_mamba_prune/native/CMakeLists.txt $(wildcard hf_mamba_prune/native/src/*/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --editable ".[test,eval]"
 	touch $(READY)

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from transformers import Mamba2Config, Mamba2ForCausalLM, MambaConfig, MambaForCausalLM
 
 from hf_mamba_prune import native
-from hf_mamba_prune.selection import Keeper, Threshold, lowest
+from hf_mamba_prune.masks.ranking import Keeper, Threshold, lowest
 
 SHAPE = dict(hidden_size=768, state_size=16, vocab_size=50280)  # mamba-130m's, with 24 layers
 LAYERS = dict(vocab_size=256)  # for two layers of it: their head would take three times as long as they do

@@ -19,9 +19,9 @@ from torch.nn.utils import prune as torch_prune
 from transformers import MambaConfig
 
 from hf_mamba_prune import PruningConfig
-from hf_mamba_prune.architectures import Target
-from hf_mamba_prune.masking import apply_masks, plan_masks
-from hf_mamba_prune.scores import build_score
+from hf_mamba_prune.masks.model import apply_masks, plan_masks
+from hf_mamba_prune.masks.scores import build_score
+from hf_mamba_prune.models.architectures import Target
 
 SPARSITY = 0.7
 CONFIG = MambaConfig(hidden_size=1024, num_hidden_layers=48)

@@ -24,12 +24,12 @@ import torch
 from transformers import MambaConfig, MambaForCausalLM
 
 from hf_mamba_prune import native
-from hf_mamba_prune.environment import hardware
+from hf_mamba_prune.measure.environment import hardware
+from hf_mamba_prune.measure.speed import NATIVE, PACKED, STOCK, measure_apart
 from hf_mamba_prune.packed.config import to_packed
 from hf_mamba_prune.packed.files import write_packed
 from hf_mamba_prune.packed.tensors import pack_tensor
 from hf_mamba_prune.report import SpeedFacts
-from hf_mamba_prune.speed import NATIVE, PACKED, STOCK, measure_apart
 
 SHAPES = {"130m": (768, 24), "370m": (1024, 48)}
 VOCABULARY = 50280

@@ -40,8 +40,8 @@ from hf_mamba_prune import (
     read_text,
     use_native,
 )
-from hf_mamba_prune.loading import LoadedModel
-from hf_mamba_prune.recovery import recover
+from hf_mamba_prune.files.loading import LoadedModel
+from hf_mamba_prune.training.recovery import recover
 
 DATA = Path(os.environ.get("HF_MAMBA_PRUNE_DATA", "../shared/data"))
 PAPER = dict(score="gradient-magnitude", reconstruct=False)

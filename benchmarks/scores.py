@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 
 from hf_mamba_prune import Evaluation, PruningConfig, calibrate, find_targets, load_model, read_text, use_native
-from hf_mamba_prune.calibration import Need
 from hf_mamba_prune.config import SCORE_NAMES
+from hf_mamba_prune.masks.calibration import Need
+from hf_mamba_prune.masks.scores import build_score
 from hf_mamba_prune.pruning import apply_masks, plan_masks
-from hf_mamba_prune.scores import build_score
-from hf_mamba_prune.sequences import sample_sequences
+from hf_mamba_prune.texts.sequences import sample_sequences
 
 DATA = Path(os.environ.get("HF_MAMBA_PRUNE_DATA", "../shared/data"))
 SPARSITIES = (0.5, 0.6, 0.7, 0.8)

@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-from hf_mamba_prune.analysis import Analysis, analyze
-from hf_mamba_prune.architectures import ARCHITECTURES, Target, find_targets
-from hf_mamba_prune.calibration import calibrate
-from hf_mamba_prune.card import render_card
-from hf_mamba_prune.cloud import HubJob
 from hf_mamba_prune.config import PruningConfig
-from hf_mamba_prune.evaluation import Evaluation
-from hf_mamba_prune.heads import (
+from hf_mamba_prune.files.loading import load_model, load_skeleton
+from hf_mamba_prune.files.origin import Origin
+from hf_mamba_prune.job import EvaluationChoice, ModelChoice, PruningJob, RecoveryChoice
+from hf_mamba_prune.masks.calibration import calibrate
+from hf_mamba_prune.masks.scores import SCORES, Score
+from hf_mamba_prune.measure.analysis import Analysis, analyze
+from hf_mamba_prune.measure.evaluation import Evaluation
+from hf_mamba_prune.models.architectures import ARCHITECTURES, Target, find_targets
+from hf_mamba_prune.models.heads import (
     Mamba2ForPrediction,
     Mamba2ForSequenceClassification,
     MambaForPrediction,
     MambaForSequenceClassification,
 )
-from hf_mamba_prune.heads import register_heads as _register_heads
-from hf_mamba_prune.hub import PushChoice, push_folder
-from hf_mamba_prune.job import EvaluationChoice, ModelChoice, PruningJob, RecoveryChoice
-from hf_mamba_prune.loading import load_model, load_skeleton
+from hf_mamba_prune.models.heads import register_heads as _register_heads
 from hf_mamba_prune.native import use_native
-from hf_mamba_prune.origin import Origin
 from hf_mamba_prune.packed import register as _register_packed_models
 from hf_mamba_prune.plan import Plan, make_plan
 from hf_mamba_prune.progress import Progress, follow
 from hf_mamba_prune.pruning import prune
+from hf_mamba_prune.publish.card import render_card
+from hf_mamba_prune.publish.cloud import HubJob
+from hf_mamba_prune.publish.hub import PushChoice, push_folder
 from hf_mamba_prune.recipes import RECIPES, Recipe
-from hf_mamba_prune.recovery import Recovery
 from hf_mamba_prune.report import PruningReport
-from hf_mamba_prune.scores import SCORES, Score
-from hf_mamba_prune.texts import TextSource, read_text
-from hf_mamba_prune.trainer import PruningCallback, PruningTrainer
+from hf_mamba_prune.texts.sources import TextSource, read_text
+from hf_mamba_prune.training.recovery import Recovery
+from hf_mamba_prune.training.trainer import PruningCallback, PruningTrainer
 
 __all__ = [
     "ARCHITECTURES",

@@ -8,23 +8,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hf_mamba_prune import demo, native
-from hf_mamba_prune.analysis import LEVELS, Analysis, analyze
-from hf_mamba_prune.checkpoint import check_output, whole_folder, write_checkpoint
 from hf_mamba_prune.config import PruningConfig
-from hf_mamba_prune.evaluation import Evaluation
-from hf_mamba_prune.figures import draw_analysis, draw_figures
-from hf_mamba_prune.hub import PushChoice, write_card
-from hf_mamba_prune.loading import LoadedModel, fetch, load_model, read_config
-from hf_mamba_prune.origin import Origin
+from hf_mamba_prune.files.loading import LoadedModel, fetch, load_model, read_config
+from hf_mamba_prune.files.origin import Origin
+from hf_mamba_prune.files.saving import check_output, whole_folder, write_checkpoint
+from hf_mamba_prune.measure.analysis import LEVELS, Analysis, analyze
+from hf_mamba_prune.measure.evaluation import Evaluation
+from hf_mamba_prune.measure.speed import compare_speeds
+from hf_mamba_prune.measure.zero_shot import ZeroShot
 from hf_mamba_prune.packed import check_values, write_packed_model
 from hf_mamba_prune.progress import track
 from hf_mamba_prune.pruning import needs_data, prune
-from hf_mamba_prune.recovery import Recovery
+from hf_mamba_prune.publish.figures import draw_analysis, draw_figures
+from hf_mamba_prune.publish.hub import PushChoice, write_card
 from hf_mamba_prune.report import PruningReport, SpeedFacts
-from hf_mamba_prune.sequences import sample_sequences
-from hf_mamba_prune.speed import compare_speeds
-from hf_mamba_prune.texts import read_text
-from hf_mamba_prune.zero_shot import ZeroShot
+from hf_mamba_prune.texts.sequences import sample_sequences
+from hf_mamba_prune.texts.sources import read_text
+from hf_mamba_prune.training.recovery import Recovery
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from hf_mamba_prune.allocation import total_to_prune
-from hf_mamba_prune.architectures import find_targets
-from hf_mamba_prune.calibration import GRADIENT_TERMS
 from hf_mamba_prune.config import PruningConfig
-from hf_mamba_prune.environment import in_bfloat16
-from hf_mamba_prune.scores import build_score
-from hf_mamba_prune.sequences import REPAIR_PARTS, SCORE_PARTS
+from hf_mamba_prune.masks.budget import total_to_prune
+from hf_mamba_prune.masks.calibration import GRADIENT_TERMS
+from hf_mamba_prune.masks.scores import build_score
+from hf_mamba_prune.measure.environment import in_bfloat16
+from hf_mamba_prune.models.architectures import find_targets
+from hf_mamba_prune.texts.sequences import REPAIR_PARTS, SCORE_PARTS
 
 _BYTES = 4
 _ACTIVATIONS = 40

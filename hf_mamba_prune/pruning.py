@@ -10,28 +10,28 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mamba_prune import native
-from hf_mamba_prune.allocation import Budget, total_to_prune
-from hf_mamba_prune.architectures import Target, find_targets
-from hf_mamba_prune.blocks import MemoryBlocks
-from hf_mamba_prune.calibration import Statistics, calibrate, check_inputs
-from hf_mamba_prune.checkpoint import round_to
 from hf_mamba_prune.config import PruningConfig
-from hf_mamba_prune.counting import ZeroCounter
-from hf_mamba_prune.divisions import Curves
-from hf_mamba_prune.environment import CostMeter, hardware, in_bfloat16, versions
-from hf_mamba_prune.evaluation import Evaluation
-from hf_mamba_prune.gradual import GradualPruner
-from hf_mamba_prune.masking import apply_masks, plan_masks
-from hf_mamba_prune.origin import Origin, model_facts
+from hf_mamba_prune.files.origin import Origin, model_facts
+from hf_mamba_prune.files.saving import round_to
+from hf_mamba_prune.masks.allocations import Curves
+from hf_mamba_prune.masks.budget import Budget, total_to_prune
+from hf_mamba_prune.masks.calibration import Statistics, calibrate, check_inputs
+from hf_mamba_prune.masks.model import apply_masks, plan_masks
+from hf_mamba_prune.masks.scores import build_score
+from hf_mamba_prune.masks.sensitivity import measure_curves
+from hf_mamba_prune.measure.counting import ZeroCounter
+from hf_mamba_prune.measure.environment import CostMeter, hardware, in_bfloat16, versions
+from hf_mamba_prune.measure.evaluation import Evaluation
+from hf_mamba_prune.models.architectures import Target, find_targets
+from hf_mamba_prune.models.blocks import MemoryBlocks
 from hf_mamba_prune.progress import tell
-from hf_mamba_prune.recovery import Recovery, recover, training_tokens
-from hf_mamba_prune.repair import repair
+from hf_mamba_prune.repair.blocks import repair
 from hf_mamba_prune.report import CalibrationFacts, PruningReport, RecoveryFacts, RepairFacts
 from hf_mamba_prune.schedules import sparsity_at
-from hf_mamba_prune.scores import build_score
-from hf_mamba_prune.sensitivity import measure_curves
-from hf_mamba_prune.sequences import REPAIR_PARTS, SCORE_PARTS, part_of_step, sample_sequences
-from hf_mamba_prune.texts import TextSource
+from hf_mamba_prune.texts.sequences import REPAIR_PARTS, SCORE_PARTS, part_of_step, sample_sequences
+from hf_mamba_prune.texts.sources import TextSource
+from hf_mamba_prune.training.gradual import GradualPruner
+from hf_mamba_prune.training.recovery import Recovery, recover, training_tokens
 
 _REMEMBERED = 0.8
 """Share of the statistics that a step leaves to the next: little changes between two, and four see more than one."""

@@ -11,9 +11,9 @@ from tiny_models import ARCHITECTURE_CASES, build_model, build_tokenizer
 from token_watch import capsys, no_token_in_files, pytest_runtest_makereport  # noqa: F401
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from hf_mamba_prune import cli
-from hf_mamba_prune.allocation import Budget
-from hf_mamba_prune.masking import apply_masks, plan_masks
+from hf_mamba_prune.command import cli
+from hf_mamba_prune.masks.budget import Budget
+from hf_mamba_prune.masks.model import apply_masks, plan_masks
 
 
 def run(*arguments: str) -> int:

@@ -7,9 +7,9 @@ from dataclasses import replace
 from transformers import AutoModelForCausalLM
 
 from hf_mamba_prune import demo
-from hf_mamba_prune.evaluation import source_words
 from hf_mamba_prune.job import EvaluationChoice, demo_job
-from hf_mamba_prune.texts import read_text
+from hf_mamba_prune.measure.evaluation import source_words
+from hf_mamba_prune.texts.sources import read_text
 
 
 def test_the_demo_prunes_the_bundled_model_and_may_be_repeated(tmp_path):

@@ -10,17 +10,17 @@ from conftest import mask_only
 from tiny_models import ARCHITECTURE_CASES, VOCABULARY, build_model
 
 from hf_mamba_prune import pruning
-from hf_mamba_prune.architectures import find_targets
-from hf_mamba_prune.calibration import Need, calibrate
 from hf_mamba_prune.config import ALLOCATION_NAMES, SCORE_NAMES, PruningConfig
-from hf_mamba_prune.evaluation import Evaluation
-from hf_mamba_prune.loading import weights_sha256
-from hf_mamba_prune.origin import Origin
+from hf_mamba_prune.files.loading import weights_sha256
+from hf_mamba_prune.files.origin import Origin
+from hf_mamba_prune.masks.calibration import Need, calibrate
+from hf_mamba_prune.masks.scores import build_score
+from hf_mamba_prune.measure.evaluation import Evaluation
+from hf_mamba_prune.models.architectures import find_targets
 from hf_mamba_prune.pruning import plan_masks, prune
 from hf_mamba_prune.report import PruningReport
 from hf_mamba_prune.schedules import SCHEDULES
-from hf_mamba_prune.scores import build_score
-from hf_mamba_prune.texts import TextSource
+from hf_mamba_prune.texts.sources import TextSource
 
 SEQUENCES = torch.randint(VOCABULARY, (3, 8), generator=torch.Generator().manual_seed(4))
 TEXT = TextSource("some text", tuple(f" The thing number {i} in the other .\n" for i in range(40)))

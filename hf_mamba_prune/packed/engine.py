@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from hf_mamba_prune.architectures import ARCHITECTURES
+from hf_mamba_prune.models.architectures import ARCHITECTURES
 from hf_mamba_prune.native.library import active_instruction_set, address, kernels
 from hf_mamba_prune.native.packed import MAX_BATCH
 

@@ -1,0 +1,246 @@
+"""What the command prints at the end: tables for people. Machines read `--json`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from hf_mamba_prune.measure.analysis import Analysis, Curve
+from hf_mamba_prune.models.architectures import component_rows, find_targets
+from hf_mamba_prune.plan import Plan
+from hf_mamba_prune.publish.hub import POOR_RATIO
+from hf_mamba_prune.report import Count, LanguageMetrics, PruningReport, SpeedFacts, TaskMetrics
+from hf_mamba_prune.reproduce.tasks.results import Result
+
+
+def show_report(console: Console, report: PruningReport, output: Path) -> None:
+    """The result of a run, and what to do next."""
+    _show(console, report.model.id, _quality_table(report))
+    _show(console, "Where the zeros are", _component_table(report))
+    if report.sparsity.at_ceiling:
+        names = report.sparsity.at_ceiling
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        console.print(f"\nHeld at the ceiling of {report.config['ceiling']:.0%}: {', '.join(names[:3])}{more}.")
+    if report.recovery is not None:
+        facts = report.recovery
+        how = "distilled from the dense model" if facts.distilled else "by cross-entropy"
+        how += " and by cross-entropy" if facts.distilled and report.config.get("ce_weight") else ""
+        done = "Pruned while it was trained" if facts.gradual else "Trained"
+        console.print(
+            f"\n{done} for {facts.steps:,} steps ({facts.tokens:,} tokens of {facts.text}), {how}: "
+            f"loss {facts.first_loss:.3f} to {facts.last_loss:.3f}."
+        )
+    if report.speeds:
+        show_speeds(console, report.speeds, report.hardware)
+    costs = ", ".join(f"{cost.step} {cost.seconds:.1f} s" for cost in report.costs)
+    peak = max(cost.peak_bytes for cost in report.costs)
+    console.print(f"\nTime: {costs}; peak memory {peak / 1e9:.2f} GB.")
+    _show_next(console, report, output)
+
+
+def _show_next(console: Console, report: PruningReport, output: Path) -> None:
+    ratio = report.perplexity_ratio()
+    if ratio is not None and ratio > POOR_RATIO:
+        console.print(
+            f"\n[bold red]The perplexity rose to {ratio:.2f} x dense: this model is badly hurt.[/] Try a lower "
+            "--sparsity or more --calibration-samples; leave score, allocation and reconstruction at their defaults."
+        )
+    packed = {f"hf-mamba-prune generate {output} PROMPT": "run the packed weights"} if report.speeds else {}
+    steps = {
+        f'AutoModelForCausalLM.from_pretrained("{output}")': "use it, in plain transformers",
+        f"hf-mamba-prune evaluate {output} --eval TEXT": "measure it on another text",
+        f"{output / 'report.json'} and {output / 'figures'}": "all that is known of this run",
+    }
+    console.print(f"\nSaved in [bold]{output}[/], an ordinary transformers checkpoint. Next:")
+    for what, why in (steps | packed).items():
+        console.print(f"  {what:<58}  [dim]{why}[/]", highlight=False, soft_wrap=True)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(header_style="dim", box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right")
+    return table
+
+
+def _show(console: Console, title: str, table: Table) -> None:
+    console.print(f"\n[bold]{title}[/]")
+    console.print(table)
+
+
+def _quality_table(report: PruningReport) -> Table:
+    table = _table("", "dense", "pruned", "")
+    for before, after in zip(report.before, report.after, strict=True):
+        ratio = f"{after.perplexity / before.perplexity:.3f} x"
+        table.add_row(f"perplexity, {before.text}", f"{before.perplexity:.2f}", f"{after.perplexity:.2f}", ratio)
+        table.add_row("  bits per byte", f"{before.bits_per_byte:.4f}", f"{after.bits_per_byte:.4f}", "")
+    for before, after in zip(report.tasks_before, report.tasks_after, strict=True):
+        kept = f"{after.value / before.value:.3f} x" if before.value else ""
+        table.add_row(f"{after.metric}, {after.task}", f"{before.value:.4f}", f"{after.value:.4f}", kept)
+    _add_sizes(table, report)
+    return table
+
+
+def _add_sizes(table: Table, report: PruningReport) -> None:
+    for count in (report.sparsity.prunable, report.sparsity.model):
+        before, after = count.weights - count.zeros_before, count.weights - count.zeros
+        table.add_row(f"non-zero, {count.name}", f"{before:,}", f"{after:,}", f"{count.sparsity:.2%} zero")
+
+
+def _component_table(report: PruningReport) -> Table:
+    table = _table("component", "weights", "zeros", "sparsity")
+    for count in report.sparsity.components:
+        table.add_row(_indented(count), f"{count.weights:,}", f"{count.zeros:,}", f"{count.sparsity:.1%}")
+    return table
+
+
+def _indented(count: Count | Curve) -> str:
+    return f"  {count.name}" if "." in count.name else count.name
+
+
+def show_metrics(
+    console: Console, metrics: tuple[LanguageMetrics, ...], tasks: tuple[TaskMetrics, ...], zeros: float
+) -> None:
+    """The result of `evaluate`."""
+    for m in metrics:
+        facts = {
+            "perplexity": f"{m.perplexity:.3f}",
+            "bits per byte": f"{m.bits_per_byte:.4f}",
+            "word perplexity": f"{m.word_perplexity:,.1f}",
+            "tokens": f"{m.tokens:,}",
+            "window, stride": f"{m.window}, {m.stride}",
+            "dtype": m.dtype,
+            "tokens a second": f"{m.tokens_per_second:,.0f}",
+        }
+        show_facts(console, m.text, facts)
+    if tasks:
+        table = _table("", "metric", "value", "standard error", "examples")
+        for task in tasks:
+            error = "" if task.standard_error is None else f"{task.standard_error:.4f}"
+            table.add_row(task.task, task.metric, f"{task.value:,.4f}", error, f"{task.examples:,}")
+        _show(console, "Zero-shot tasks", table)
+    console.print(f"\nZeros in the model: {zeros:.2%}.")
+
+
+def show_analysis(console: Console, analysis: Analysis, output: Path) -> None:
+    """The result of `analyze`: loss per token above dense, in nats."""
+    for title, curves in (("Component, all blocks", analysis.components), ("Block, alone", analysis.blocks)):
+        table = _table("", "weights", *[f"{level:.0%}" for level in analysis.levels])
+        for curve in curves:
+            table.add_row(_indented(curve), f"{curve.weights:,}", *[f"{rise:+.3f}" for rise in curve.rises])
+        _show(console, title, table)
+    table = _table("", *[f"{case.level:.0%}" for case in analysis.together])
+    table.add_row("loss above dense", *[f"{case.rise:+.3f}" for case in analysis.together])
+    for layer in range(len(analysis.together[0].decays)):
+        table.add_row(f"  block {layer}", *[f"{case.decays[layer].largest:.6f}" for case in analysis.together])
+    _show(console, "All at once, uniformly; below it the recurrence's largest |exp(dt A)|, which stays under 1", table)
+    console.print(f"\nLoss per token above dense ({analysis.dense_loss:.3f} nats on {analysis.text}), masks only.")
+    console.print(f"Saved in [bold]{output}[/]: analysis.json and analysis.png.")
+
+
+def show_plan(console: Console, plan: Plan, output: Path) -> None:
+    """The result of `--dry-run`."""
+    table = _table("", "")
+    table.add_row("weights of the model", f"{plan.weights:,}")
+    for name, weights in plan.components.items():
+        table.add_row(f"  {name}", f"{weights:,}")
+    table.add_row("prunable", f"{plan.prunable:,} ({plan.prunable / plan.weights:.1%} of the model)")
+    table.add_row("will be zero", f"{plan.zeros:,} ({plan.zeros / plan.weights:.1%} of the model)")
+    table.add_row("memory, about", f"{plan.memory_bytes / 1e9:.1f} GB")
+    table.add_row("all but evaluation, about", f"{plan.seconds:,.0f} s")
+    table.add_row("output", str(output))
+    _show(console, "Plan (nothing was changed)", table)
+
+
+def show_cost(console: Console, plan: Plan) -> None:
+    """Before a run starts: what it will take."""
+    console.print(
+        f"About to remove {plan.zeros:,} of {plan.prunable:,} prunable weights: about {plan.seconds:,.0f} s on this "
+        f"CPU besides evaluation, and {plan.memory_bytes / 1e9:.1f} GB of memory."
+    )
+
+
+def show_packed(console: Console, sizes: dict[str, object]) -> None:
+    """The result of `pack`."""
+    dense, packed = sizes["dense_bytes"], sizes["packed_bytes"]
+    console.print(
+        f"Packed {dense / 1e6:,.1f} MB of weights into {packed / 1e6:,.1f} MB ({packed / dense:.2f} x) in "
+        f"[bold]{sizes['output']}[/].",
+        soft_wrap=True,
+    )
+
+
+def show_speeds(console: Console, speeds: list[SpeedFacts] | tuple[SpeedFacts, ...], facts: dict[str, object]) -> None:
+    """The result of `bench`."""
+    table = _table("tokens a second", "run as", "file, MB", "memory, MB", "prefill", "decode")
+    for speed in speeds:
+        table.add_row(
+            speed.name,
+            speed.values,
+            f"{speed.file_bytes / 1e6:,.1f}",
+            f"{speed.memory_bytes / 1e6:,.0f}",
+            f"{speed.prefill_tokens_per_second:,.0f}",
+            f"{speed.decode_tokens_per_second:,.1f}",
+        )
+    threads = speeds[-1].threads
+    _show(console, f"{facts['processor']}, {threads} threads, {facts['kernels']} kernels", table)
+
+
+def describe_model(model) -> list[dict[str, object]]:
+    """One record a component: weights, share of the model, pruned by default, what switches it off."""
+    total = sum(p.numel() for p in model.parameters())
+    records = []
+    for row in component_rows(model):
+        if row.kind == "state":
+            weights = sum(p.numel() for name, p in model.named_parameters() if name.endswith(row.weight))
+        else:
+            weights = sum(target.size for target in find_targets(model, (row.component,)))
+        records.append(
+            {
+                "component": row.component,
+                "weights": weights,
+                "share": weights / total,
+                "pruned": "by default" if row.default else "never" if row.kind == "state" else "by choice",
+                "off": row.off,
+                "parts": list(row.parts(model.config)) if row.parts else [],
+            }
+        )
+    return records
+
+
+def result_line(result: Result) -> str:
+    """One measured model of `reproduce`."""
+    metrics = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
+    what = f"{result.method} at {result.sparsity:.0%}" if result.sparsity else result.method
+    return f"{result.task}, {what}, seed {result.seed}: {metrics} ({result.train_seconds:,.0f} s of training)"
+
+
+def show_model(console: Console, source: str, model, records: list[dict[str, object]]) -> None:
+    """The result of `info MODEL`."""
+    total = sum(p.numel() for p in model.parameters())
+    table = _table("component", "weights", "share", "pruned", "parts")
+    for record in records:
+        table.add_row(
+            str(record["component"]),
+            f"{record['weights']:,}",
+            f"{record['share']:.1%}",
+            str(record["pruned"]),
+            ", ".join(record["parts"]),
+        )
+    layers = model.config.num_hidden_layers
+    _show(console, f"{source}: {model.config.model_type}, {layers} blocks, {total:,} weights", table)
+    for record in records:
+        if record["pruned"] == "never":
+            console.print(f"{record['component']} is switched off {record['off']}.", highlight=False)
+
+
+def show_facts(console: Console, title: str, facts: dict[str, object]) -> None:
+    """Two columns of names and values."""
+    table = _table("", "")
+    table.show_header = False
+    table.columns[1].justify = "left"
+    for name, value in facts.items():
+        table.add_row(f"  {name}", str(value))
+    _show(console, title, table)

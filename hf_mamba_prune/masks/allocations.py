@@ -1,0 +1,177 @@
+"""How a total is divided over the slots: an allocation is one function and one line in `ALLOCATIONS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
+
+import torch
+
+from hf_mamba_prune.config import PruningConfig
+from hf_mamba_prune.masks.ranking import Keeper, lowest
+from hf_mamba_prune.masks.slots import Slot, divide, weights_to_prune
+from hf_mamba_prune.models.architectures import Target
+from hf_mamba_prune.models.shards import Shard
+
+ScoreOf = Callable[[Target], torch.Tensor]
+"""Scores of one target (out, in), computed anew at each call, so that only one target's are in memory."""
+
+Division = tuple[list[int], list[str]]
+"""Weights to prune of each slot, and the names of the slots held at the ceiling."""
+
+Curves = Mapping[str, Sequence[tuple[float, float]]]
+"""Of each slot by name, what pruning it alone costs: (sparsity, rise of the loss in nats), sparsities ascending."""
+
+_OUTLIER, _OWL_RANGE = 5.0, 0.08
+"""A score that many times above its tensor's mean is an outlier; half the span of the blocks' sparsities."""
+
+
+def uniform(
+    slots: Sequence[Slot], total: int, score_of: ScoreOf, config: PruningConfig, curves: Curves, shard: Shard
+) -> Division:
+    """The same sparsity for every tensor."""
+    return divide(total, [slot.size for slot in slots]), []
+
+
+def global_ranking(
+    slots: Sequence[Slot], total: int, score_of: ScoreOf, config: PruningConfig, curves: Curves, shard: Shard
+) -> Division:
+    """One ranking of all weights (arXiv 2505.08299), no slot above the ceiling.
+
+    A slot that the ranking would empty further gets the ceiling, and the rest is ranked again without it.
+    """
+    highest = [weights_to_prune(config.ceiling, slot.size) for slot in slots]
+    counts: dict[int, int] = {}
+    bound: list[str] = []
+    while True:
+        free = [i for i in range(len(slots)) if i not in counts]
+        ranked = _ranked_counts([slots[i] for i in free], total - sum(counts.values()), score_of, config.seed, shard)
+        over = [i for i, count in zip(free, ranked, strict=True) if count > highest[i]]
+        if not over:
+            counts |= dict(zip(free, ranked, strict=True))
+            return [counts[i] for i in range(len(slots))], bound
+        counts |= {i: highest[i] for i in over}
+        bound += [slots[i].name for i in over]
+
+
+def _ranked_counts(slots: Sequence[Slot], total: int, score_of: ScoreOf, seed: int, shard: Shard) -> list[int]:
+    def visit():
+        for slot in slots:
+            yield slot.name, slot.cut(score_of(slot.target))
+
+    keeper = Keeper(lowest(visit, total, sum(slot.size for slot in slots), seed, shard), shard)
+    kept = [int(torch.count_nonzero(keeper.keep(name, scores))) for name, scores in visit()]
+    return [slot.size - count for slot, count in zip(slots, shard.count(kept), strict=True)]
+
+
+def owl(
+    slots: Sequence[Slot], total: int, score_of: ScoreOf, config: PruningConfig, curves: Curves, shard: Shard
+) -> Division:
+    """The more outliers among the scores of a block, the less of it goes (OWL, arXiv 2310.05175; meant for Wanda's).
+
+    The sparsities of the blocks span 0.16 at most; all tensors of a block have the same.
+    """
+    outliers: dict[int | None, int] = {}
+    sizes: dict[int | None, int] = {}
+    for slot in slots:
+        scores = slot.cut(score_of(slot.target))
+        layer = slot.target.layer
+        outliers[layer] = outliers.get(layer, 0) + int((scores > _OUTLIER * scores.mean()).sum())
+        sizes[layer] = sizes.get(layer, 0) + slot.size
+    shares = {layer: outliers[layer] / sizes[layer] for layer in sizes}
+    low, high = min(shares.values()), max(shares.values())
+    scale = _OWL_RANGE * 2 / (high - low) if high > low else 0.0
+    mean = sum(shares.values()) / len(shares)
+    wanted = total / sum(sizes.values())
+    sparsities = [wanted - (shares[slot.target.layer] - mean) * scale for slot in slots]
+    return _shifted(slots, sparsities, total, _limits(slots, total, score_of, config))
+
+
+def _limits(slots: Sequence[Slot], total: int, score_of: ScoreOf, config: PruningConfig) -> list[tuple[int, int]]:
+    """(least, most) weights to prune of each slot: weights that are gone already stay gone, or more would have to go
+    than was asked for; unless there are more of them than that."""
+    gone = [slot.size - int(torch.count_nonzero(slot.cut(score_of(slot.target)))) for slot in slots]
+    most = [weights_to_prune(config.ceiling, slot.size) for slot in slots]
+    least = [min(pair) for pair in zip(gone, most, strict=True)] if sum(gone) <= total else [0] * len(slots)
+    return list(zip(least, most, strict=True))
+
+
+def _at_ceiling(slots: Sequence[Slot], counts: Sequence[int], limits: Sequence[tuple[int, int]]) -> list[str]:
+    return [slot.name for slot, count, (_, most) in zip(slots, counts, limits, strict=True) if count == most]
+
+
+def _shifted(
+    slots: Sequence[Slot], sparsities: Sequence[float], total: int, limits: Sequence[tuple[int, int]]
+) -> Division:
+    """Counts near the given sparsities, all moved by one amount so that they add up, within the limits."""
+
+    def counts(shift: float) -> list[int]:
+        wanted = (weights_to_prune(s + shift, slot.size) for s, slot in zip(sparsities, slots, strict=True))
+        return [min(max(count, least), most) for count, (least, most) in zip(wanted, limits, strict=True)]
+
+    below, above = -2.0, 2.0
+    for _ in range(60):
+        middle = (below + above) / 2
+        below, above = (middle, above) if sum(counts(middle)) <= total else (below, middle)
+    found = counts(below)
+    for i, upper in enumerate(counts(above)):  # the last few: those that the next step of the shift would take
+        found[i] += min(upper - found[i], total - sum(found))
+    return found, _at_ceiling(slots, found, limits)
+
+
+def sensitivity(
+    slots: Sequence[Slot], total: int, score_of: ScoreOf, config: PruningConfig, curves: Curves, shard: Shard
+) -> Division:
+    """The budgets that cost least if the measured rises of the loss simply add up.
+
+    Each curve is made convex and cut into its pieces; the cheapest pieces of all slots go first, up to the ceiling.
+    """
+    limits = _limits(slots, total, score_of, config)
+    pieces = [
+        (cost, index, count)
+        for index, (slot, limit) in enumerate(zip(slots, limits, strict=True))
+        for cost, count in _pieces(slot, curves[slot.name], *limit)
+    ]
+    found = [least for least, _ in limits]
+    left = total - sum(found)
+    for _, index, count in sorted(pieces):
+        taken = min(count, left)
+        found[index] += taken
+        left -= taken
+    return found, _at_ceiling(slots, found, limits)
+
+
+def _pieces(slot: Slot, curve: Sequence[tuple[float, float]], least: int, most: int) -> list[tuple[float, int]]:
+    """(cost of a weight, how many weights) from `least` to `most` along the lower convex hull of a slot's curve."""
+    points = [(0, 0.0)]
+    rises = accumulate((rise for _, rise in curve), max, initial=0.0)  # noise must not pay for pruning
+    for (level, _), rise in zip(curve, list(rises)[1:], strict=True):
+        points.append((weights_to_prune(level, slot.size), rise))
+    hull: list[tuple[int, float]] = []
+    for x, y in points:
+        while len(hull) > 1 and (y - hull[-1][1]) * (hull[-1][0] - hull[-2][0]) <= (hull[-1][1] - hull[-2][1]) * (
+            x - hull[-1][0]
+        ):
+            hull.pop()
+        if not hull or x > hull[-1][0]:
+            hull.append((x, y))
+    ends = [x for x, _ in hull[1:]]
+    costs = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in zip(hull, hull[1:], strict=False)]
+    if ends:
+        ends[-1] = max(ends[-1], most)  # beyond the last level it goes on as before
+    pieces, start = [], least
+    for end, cost in zip(ends, costs, strict=True):
+        stop = min(end, most)
+        if stop > start:
+            pieces.append((cost, stop - start))
+        start = max(start, stop)
+    return pieces
+
+
+ALLOCATIONS = {
+    "uniform": uniform,
+    "per-row": uniform,
+    "global": global_ranking,
+    "owl": owl,
+    "sensitivity": sensitivity,
+}

@@ -1,0 +1,71 @@
+"""What gets a number of its own when sparsity is given out, and whole numbers that add up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from hf_mamba_prune.config import PruningConfig, closest
+from hf_mamba_prune.models.architectures import Target
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What gets a number of its own: a target, or some of its output rows when the user set a part's sparsity."""
+
+    target: Target
+    component: str
+    start: int
+    stop: int
+
+    @property
+    def name(self) -> str:
+        """Unique; the target's state-dict name when the slot is the whole target."""
+        whole = self.component == self.target.component
+        return self.target.name if whole else f"{self.target.name}[{self.start}:{self.stop}]"
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return (self.stop - self.start) * self.target.shape[1]
+
+    def cut(self, scores: torch.Tensor) -> torch.Tensor:
+        """(out, in) of the target -> (rows, in) of the slot."""
+        return scores[self.start : self.stop]
+
+
+def make_slots(targets: Sequence[Target], config: PruningConfig) -> tuple[Slot, ...]:
+    """Whole targets, divided into their parts where the user set the sparsity of a part."""
+    named = config.component_sparsity
+    known = {t.component for t in targets} | {part for t in targets for part, _, _ in t.parts}
+    for name in named:
+        if name not in known:
+            raise ValueError(closest("component in component_sparsity", name, tuple(sorted(known))))
+    slots = []
+    for target in targets:
+        if any(part in named for part, _, _ in target.parts):
+            if target.component in named:
+                raise ValueError(f"component_sparsity names {target.component!r} and also a part of it: choose one.")
+            slots += [Slot(target, part, start, stop) for part, start, stop in target.parts]
+        else:
+            slots.append(Slot(target, target.component, 0, target.shape[0]))
+    return tuple(slots)
+
+
+def divide(total: int, sizes: Sequence[int]) -> list[int]:
+    """Divide `total` in proportion to `sizes`, in whole numbers: largest remainders, the earlier first of equals."""
+    whole = sum(sizes)
+    if whole == 0:
+        return [0] * len(sizes)
+    shares = [total * size // whole for size in sizes]
+    order = sorted(range(len(sizes)), key=lambda i: (-(total * sizes[i] % whole), i))
+    for i in order[: total - sum(shares)]:
+        shares[i] += 1
+    return shares
+
+
+def weights_to_prune(sparsity: float, size: int) -> int:
+    """The whole number of weights that a sparsity means: rounded to the nearest, halves to even."""
+    return round(sparsity * size)

@@ -1,0 +1,73 @@
+"""Count the zeros of a model before and after pruning, per weight, component, part and in the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from hf_mamba_prune.models.architectures import Target
+from hf_mamba_prune.models.shards import local, shard_of
+from hf_mamba_prune.report import Count, SparsityFacts
+
+
+class ZeroCounter:
+    """Counts when it is made, and again when asked for the facts: on every rank, where FSDP2 divides the weights."""
+
+    def __init__(self, model: nn.Module, targets: Sequence[Target]) -> None:
+        self._targets = targets
+        self._before = self._count(model)
+
+    def facts(self, model: nn.Module, asked: float, masked: int, at_ceiling: tuple[str, ...] = ()) -> SparsityFacts:
+        """What came of a run.
+
+        Args:
+            model: the same or, after a `model_init`, another of its kind.
+            asked: sparsity that the config asks for.
+            masked: weights that the masks of the last pruning step hold at zero.
+            at_ceiling: tensors that it held at their ceiling.
+        """
+        before, after = self._before, self._count(model)
+        targets = tuple(Count(t.name, t.layer, t.size, sum(before[t.name]), sum(after[t.name])) for t in self._targets)
+        model_weights = sum(p.numel() for p in model.parameters())
+        return SparsityFacts(
+            asked=asked,
+            masked=masked,
+            prunable=Count(
+                "prunable weights",
+                None,
+                sum(c.weights for c in targets),
+                sum(c.zeros_before for c in targets),
+                sum(c.zeros for c in targets),
+            ),
+            model=Count("model", None, model_weights, before[""][0], after[""][0]),
+            components=self._components(before, after),
+            targets=targets,
+            at_ceiling=at_ceiling,
+        )
+
+    def _count(self, model: nn.Module) -> dict[str, list[int]]:
+        """Zeros of every target, for each of its ranges of rows; of the whole model under the empty name."""
+        shard = shard_of(model, [target.name for target in self._targets])
+        counts = {}
+        for target in self._targets:
+            zeros = (target.weight(model) == 0).sum(1, keepdim=True)
+            zeros = shard.gather(zeros, target.shape[0])
+            counts[target.name] = [int(zeros[start:stop].sum()) for _, start, stop in _ranges(target)]
+        counts[""] = shard.count([sum(int((local(p) == 0).sum()) for p in model.parameters())])
+        return counts
+
+    def _components(self, before: dict[str, list[int]], after: dict[str, list[int]]) -> tuple[Count, ...]:
+        sums: dict[str, list[int]] = {}
+        for target in self._targets:
+            for i, (part, start, stop) in enumerate(_ranges(target)):
+                for name in dict.fromkeys((target.component, part)):
+                    total = sums.setdefault(name, [0, 0, 0])
+                    total[0] += (stop - start) * target.shape[1]
+                    total[1] += before[target.name][i]
+                    total[2] += after[target.name][i]
+        return tuple(Count(name, None, *total) for name, total in sums.items())
+
+
+def _ranges(target: Target) -> tuple[tuple[str, int, int], ...]:
+    return target.parts or ((target.component, 0, target.shape[0]),)

@@ -1,0 +1,55 @@
+"""Blocks one after the other: where they come from, and how tokens become what the first of them sees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from hf_mamba_prune.models.architectures import architecture_of
+
+
+class BlockSource(Protocol):
+    """A model as a row of blocks, of which only one is needed at a time."""
+
+    def __len__(self) -> int:
+        """How many blocks."""
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Token ids (b, l) -> (b, l, d_model), what the first block sees."""
+
+    def prefix(self, index: int) -> str:
+        """What the state-dict names of a block's weights begin with."""
+
+    def block(self, index: int) -> AbstractContextManager[nn.Module]:
+        """A context in which the block can be run and its weights written; they are kept when it ends."""
+
+
+class MemoryBlocks:
+    """The blocks of a model that is in memory as a whole."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._base = model.base_model
+        self._layers = architecture_of(model.config).layers
+        self._prefix = "" if self._base is model else model.base_model_prefix + "."
+        self._blocks = self._base.get_submodule(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Token ids (b, l) -> (b, l, d_model)."""
+        embeddings = self._base.get_input_embeddings()
+        return embeddings(tokens.to(embeddings.weight.device))
+
+    def prefix(self, index: int) -> str:
+        """`backbone.layers.3.`"""
+        return f"{self._prefix}{self._layers}.{index}."
+
+    @contextmanager
+    def block(self, index: int) -> Iterator[nn.Module]:
+        """The block itself: what is written to it stays."""
+        yield self._blocks[index]

@@ -1,0 +1,267 @@
+"""`PruningTrainer`: a transformers `Trainer` whose model becomes sparse while it trains, and stays it."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from hf_mamba_prune.config import PruningConfig
+from hf_mamba_prune.native import use_native
+from hf_mamba_prune.report import SparsityFacts
+from hf_mamba_prune.training.distillation import distill, distill_head
+from hf_mamba_prune.training.gradual import STATE_NAME, GradualPruner
+from hf_mamba_prune.training.record import TrainingRecord
+
+
+class _Unsaved(str):
+    """A token that works and is never written: the Trainer pushes its pickled arguments beside the weights."""
+
+    def __reduce__(self):
+        return str, ("<HUB_TOKEN>",)
+
+    def __deepcopy__(self, memo: dict) -> _Unsaved:
+        return self
+
+
+class PruningCallback(TrainerCallback):
+    """Pruning for a trainer whose class you cannot change, TRL's `SFTTrainer` for example.
+
+    Its limits, none of which `PruningTrainer` has: gradients are averaged and masked after they were clipped, so a
+    clipped norm still counts those of masked weights; a resumed run starts averages and schedule anew from the zeros
+    that it finds; `load_best_model_at_end` may choose a checkpoint before the final sparsity; reporters that come
+    before this callback do not see the sparsity; no `pruning_config.json` is written. One process, or DDP.
+
+    Args:
+        config: how to prune.
+        calibration: token ids (samples, l), for `measure="calibration"`.
+    """
+
+    def __init__(self, config: PruningConfig, calibration: torch.Tensor | None = None) -> None:
+        self._config, self._calibration = config, calibration
+        self.pruner: GradualPruner | None = None
+        self.sees_gradients = True
+        self._held: torch.optim.Optimizer | None = None
+
+    def attach(self, model: nn.Module) -> GradualPruner:
+        """The masks of a model; new ones when it is another model than before."""
+        if self.pruner is None or self.pruner.model is not model:
+            self.pruner = GradualPruner(model, self._config, self._calibration)
+        return self.pruner
+
+    def _hold(self, optimizer: torch.optim.Optimizer) -> None:
+        """Zeros are zero again after each step of this optimizer, wrapped or not, whoever made it."""
+        inner = getattr(optimizer, "optimizer", optimizer)
+        if inner is not self._held:
+            inner.register_step_post_hook(lambda *_: self.pruner.apply())
+            self._held = inner
+
+    def on_train_begin(self, args, state, control, model=None, optimizer=None, **rest) -> None:
+        _check_arguments(args)
+        self.attach(getattr(model, "module", model))
+        self._hold(optimizer)
+        self.pruner.plan(state.max_steps, state.global_step)
+
+    def on_pre_optimizer_step(self, args, state, control, **rest) -> None:
+        if self.sees_gradients:
+            self.pruner.observe(state.global_step)
+
+    def on_step_end(self, args, state, control, **rest) -> None:
+        self.pruner.rise(state.global_step)
+
+    def on_log(self, args, state, control, logs: dict[str, Any] | None = None, **rest) -> None:
+        if logs is not None and "loss" in logs:
+            logs |= self.metrics()
+            state.log_history[-1] |= self.metrics()
+
+    def metrics(self) -> dict[str, float]:
+        """Sparsity of the prunable weights and of each component, and the share of the masks that changed last."""
+        shares = {f"sparsity_{name}": share for name, share in self.pruner.component_sparsities().items()}
+        return {"sparsity": self.pruner.sparsity(), "mask_churn": self.pruner.churn} | shares
+
+
+class PruningTrainer(Trainer):
+    """A drop-in for `Trainer` that prunes by a schedule and keeps zeros zero.
+
+    A model that is sparse already is trained with its masks kept. With a teacher the loss is that of
+    `distillation.distill`. On a CPU the native kernels run the model. Works on one device, with DDP and with FSDP2.
+
+    Args:
+        *args, **kwargs: those of `transformers.Trainer`.
+        pruning_config: how to prune; `PruningConfig.from_pretrained` for a model that was pruned before.
+        teacher: the dense model, in its own dtype; moved to the device of the training.
+        calibration: token ids (samples, l), for `measure="calibration"`.
+
+    Raises:
+        ValueError: the config does not fit the model, or the way of training on many devices is not supported.
+    """
+
+    def __init__(
+        self,
+        *args,
+        pruning_config: PruningConfig,
+        teacher: nn.Module | None = None,
+        calibration: torch.Tensor | None = None,
+        **kwargs,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        _check_arguments(self.args)
+        if self.args.hub_token:
+            self.args.hub_token = _Unsaved(self.args.hub_token)
+        self.pruning_config = pruning_config
+        self._pruning = PruningCallback(pruning_config, calibration)
+        self._pruning.sees_gradients = False
+        self._record = TrainingRecord(self.model, pruning_config, self._pruning.attach(self.model))
+        # Before the callbacks that report, so that they see the sparsity in the logs.
+        self.callback_handler.callbacks.insert(0, self._pruning)
+        self._counted: SparsityFacts | None = None
+        self.teacher = teacher
+        if teacher is not None:
+            teacher.requires_grad_(False).eval().to(self.args.device)
+
+    @property
+    def pruner(self) -> GradualPruner:
+        """Masks and schedule."""
+        return self._pruning.pruner
+
+    def train(self, *args, **kwargs):
+        """`Trainer.train`, on the native kernels where the model is on a CPU."""
+        with use_native(self.model):
+            return super().train(*args, **kwargs)
+
+    def evaluate(self, *args, **kwargs):
+        """`Trainer.evaluate`, on the native kernels where the model is on a CPU."""
+        with use_native(self.model):
+            return super().evaluate(*args, **kwargs)
+
+    def training_step(
+        self, model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """`Trainer.training_step`; the gradients of a whole step are averaged and masked before they are clipped."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            scaler = self.accelerator.scaler
+            scale = 1.0 if scaler is None or not scaler.is_enabled() else scaler.get_scale()
+            self.pruner.observe(self.state.global_step, scale)
+        return loss
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ):
+        """`Trainer.compute_loss`, or in training with a teacher a loss of `distillation`."""
+        if self.teacher is None or not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        hidden = bool(self.pruning_config.hidden_weight)
+        labels = inputs.get("labels")
+        inputs = {**inputs, "output_hidden_states": hidden}
+        with torch.no_grad():
+            taught = self.teacher(**{name: value for name, value in inputs.items() if name != "labels"})
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if not ("logits" in outputs and outputs["logits"].dim() == 3):
+            loss = distill_head(loss, outputs, taught, self.pruning_config)
+            return (loss, outputs) if return_outputs else loss
+        count = None
+        if num_items_in_batch is not None and self.model_accepts_loss_kwargs:
+            scale = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+            count = num_items_in_batch / scale
+        # The outputs of all blocks, and behind them that of the last norm.
+        states = [tuple(out.hidden_states[:-1]) if hidden else () for out in (outputs, taught)]
+        loss = distill(
+            loss, (outputs.logits, states[0]), (taught.logits, states[1]), labels, self.pruning_config, count
+        )
+        return (loss, outputs) if return_outputs else loss
+
+    def create_model_card(
+        self,
+        language: str | list[str] | None = None,
+        license: str | None = None,
+        dataset: str | list[str] | None = None,
+        **ignored: object,
+    ) -> None:
+        """The card, the report and the figures that the command writes, into the output folder. Call it on every rank.
+
+        Args:
+            language: of the model.
+            license: default: that of the base model's repository.
+            dataset: that it was trained on; default: what a data set of the Hub says of itself.
+            **ignored: what `Trainer.create_model_card` takes and this card has no place for.
+        """
+        counted = self._counted or self._record.count(self.pruner)
+        if self.is_world_process_zero():
+            self._record.write(self, counted, license, language, dataset)
+
+    def push_to_hub(self, *args, **kwargs):
+        """`Trainer.push_to_hub`; what the card says of the zeros is counted on every rank first."""
+        self._counted = self._record.count(self.pruner)
+        try:
+            return super().push_to_hub(*args, **kwargs)
+        finally:
+            self._counted = None
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        self.pruning_config.save_pretrained(output_dir or self.args.output_dir)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        self.pruner.save(Path(output_dir), write=self.args.should_save)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        self._pruning.attach(self.model)
+        if (Path(checkpoint) / STATE_NAME).is_file():
+            self.pruner.load(Path(checkpoint))
+        else:
+            warnings.warn(
+                f"{checkpoint} holds no {STATE_NAME}: its zeros are kept, but averages and schedule start anew.",
+                stacklevel=2,
+            )
+            self.pruner.restart()
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Only models of the final sparsity may be the best one."""
+        return self.pruner.finished(self.state.global_step) and super()._determine_best_metric(metrics, trial)
+
+
+def _fsdp_version(args: TrainingArguments) -> int:
+    """Of the arguments, or else of `accelerate launch`, which hands it on so and takes 1 where nothing is said."""
+    return args.fsdp_plugin_args["fsdp_version"] if args.fsdp else int(os.environ.get("FSDP_VERSION", "1"))
+
+
+def _check_arguments(args: TrainingArguments) -> None:
+    """Refuse optimizers and ways of training on many devices that would break the masks.
+
+    Raises:
+        ValueError: says what to use instead.
+    """
+    kind = args.distributed_state.distributed_type
+    optimizer = str(getattr(args.optim, "value", args.optim))
+    if optimizer.startswith("schedule_free"):
+        raise ValueError(
+            f"optim={optimizer!r} puts weights of its own into the model for each evaluation, without the masks: use "
+            "another optimizer, such as adamw_torch."
+        )
+    if args.n_gpu > 1:
+        raise ValueError(
+            "nn.DataParallel copies the model at each step: start with `accelerate launch` (DDP) instead."
+        )
+    if kind == DistributedType.DEEPSPEED or args.deepspeed:
+        raise ValueError("DeepSpeed keeps weights of its own beside the model's: use DDP through `accelerate launch`.")
+    if (kind == DistributedType.FSDP or args.fsdp) and _fsdp_version(args) != 2:
+        raise ValueError(
+            "FSDP1 flattens the weights, and masks have no place in what comes out: use FSDP2 (`fsdp_version: 2` in "
+            "the config of accelerate, or `fsdp_config={'fsdp_version': 2}`), or DDP."
+        )

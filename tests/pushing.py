@@ -1,0 +1,25 @@
+"""What the tests of pushing share: a folder with a tiny model in which the command runs as alice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from local_hub import ALICE
+from tiny_models import build_model, build_tokenizer
+
+TEXT = "the cat in the hat sat on the mat and then it ran in a line\n" * 60
+REPO = "alice/model-pruned-70"
+SMALL = ("--calibration", "text.txt", "--calibration-samples", "3", "--calibration-length", "16", "--steps", "1")
+PRUNE = ("model", "--sparsity", "0.7", *SMALL, "--eval", "text.txt", "--window", "32", "--output", "out", "--force")
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, local_hub) -> Path:
+    """A folder with a tiny model and a text, in which the command runs as alice."""
+    local_hub.attach(monkeypatch, tmp_path / "home", ALICE.token)
+    monkeypatch.chdir(tmp_path)
+    build_model("mamba").save_pretrained("model")
+    build_tokenizer().save_pretrained("model")
+    Path("text.txt").write_text(TEXT, encoding="utf-8")
+    return tmp_path
