@@ -19,9 +19,9 @@ from torch.nn.utils import prune as torch_prune
 from transformers import MambaConfig
 
 from hf_mamba_prune import PruningConfig
-from hf_mamba_prune.masks.model import apply_masks, plan_masks
+from hf_mamba_prune.masks.model import apply_masks, choose_masks
 from hf_mamba_prune.masks.scores import build_score
-from hf_mamba_prune.models.architectures import Target
+from hf_mamba_prune.models.targets import Target
 
 SPARSITY = 0.7
 CONFIG = MambaConfig(hidden_size=1024, num_hidden_layers=48)
@@ -52,7 +52,7 @@ def ours(model: nn.Module) -> None:
         for name, m in model.named_modules()
         if isinstance(m, nn.Linear)
     ]
-    apply_masks(model, targets, plan_masks(model, targets, build_score(config), {}, config, SPARSITY)[1])
+    apply_masks(model, targets, choose_masks(model, targets, build_score(config), {}, config, SPARSITY)[1])
 
 
 def theirs(model: nn.Module) -> None:

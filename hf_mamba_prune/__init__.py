@@ -10,7 +10,7 @@ from hf_mamba_prune.masks.calibration import calibrate
 from hf_mamba_prune.masks.scores import SCORES, Score
 from hf_mamba_prune.measure.analysis import Analysis, analyze
 from hf_mamba_prune.measure.evaluation import Evaluation
-from hf_mamba_prune.models.architectures import ARCHITECTURES, Target, find_targets
+from hf_mamba_prune.models.architectures import ARCHITECTURES
 from hf_mamba_prune.models.heads import (
     Mamba2ForPrediction,
     Mamba2ForSequenceClassification,
@@ -18,6 +18,7 @@ from hf_mamba_prune.models.heads import (
     MambaForSequenceClassification,
 )
 from hf_mamba_prune.models.heads import register_heads as _register_heads
+from hf_mamba_prune.models.targets import Target, find_targets
 from hf_mamba_prune.native import use_native
 from hf_mamba_prune.packed import register as _register_packed_models
 from hf_mamba_prune.plan import Plan, make_plan

@@ -103,10 +103,10 @@ class PruningConfig:
         self._check_types()
         self._check_names()
         self._check_numbers()
-        group = self.group
+        n_of_m = self.n_of_m
         sparsity, allocation = self.sparsity, self.allocation
-        if group is not None:
-            own = 1 - group[0] / group[1]
+        if n_of_m is not None:
+            own = 1 - n_of_m[0] / n_of_m[1]
             if sparsity is not None and not math.isclose(sparsity, own, abs_tol=1e-9):
                 raise ValueError(f"pattern {self.pattern} means a sparsity of {own:.4g}, but sparsity is {sparsity}.")
             if allocation not in (None, "uniform") or self.component_sparsity:
@@ -114,7 +114,7 @@ class PruningConfig:
             sparsity, allocation = own, "uniform"
         object.__setattr__(self, "sparsity", float(0.5 if sparsity is None else sparsity))
         if self.steps is None:
-            object.__setattr__(self, "steps", 1 if group else steps_for(self.sparsity))
+            object.__setattr__(self, "steps", 1 if n_of_m else steps_for(self.sparsity))
         if self.ceiling is None:
             object.__setattr__(self, "ceiling", 1 - (1 - self.sparsity) / 3)
         object.__setattr__(self, "allocation", allocation or "global")
@@ -122,7 +122,7 @@ class PruningConfig:
         object.__setattr__(self, "component_sparsity", dict(self.component_sparsity))
 
     @property
-    def group(self) -> tuple[int, int] | None:
+    def n_of_m(self) -> tuple[int, int] | None:
         """(N, M) of an N:M pattern, None for unstructured."""
         if self.pattern == "unstructured":
             return None

@@ -14,7 +14,8 @@ from hf_mamba_prune.masks.budget import total_to_prune
 from hf_mamba_prune.masks.calibration import GRADIENT_TERMS
 from hf_mamba_prune.masks.scores import build_score
 from hf_mamba_prune.measure.environment import in_bfloat16
-from hf_mamba_prune.models.architectures import find_targets
+from hf_mamba_prune.models.architectures import architecture_of
+from hf_mamba_prune.models.targets import find_targets
 from hf_mamba_prune.texts.sequences import REPAIR_PARTS, SCORE_PARTS
 
 _BYTES = 4
@@ -71,7 +72,7 @@ def make_plan(
     needs = build_score(config).needs
     sums = sum(need in GRADIENT_TERMS for need in needs)
     tokens = config.calibration_length * (1 if sums else config.batch_size)
-    inner = int(model.config.expand * model.config.hidden_size)
+    inner = max(block.d_inner(model.config) for block in architecture_of(model.config).blocks(model.config))
     layers = model.config.num_hidden_layers if sums else 1
     activations = tokens * (inner * _ACTIVATIONS * layers + 3 * model.config.vocab_size)
     per_token = 2 * weights * (3 if sums else 1) if needs else 0

@@ -16,17 +16,17 @@ from hf_mamba_prune.files.saving import round_to
 from hf_mamba_prune.masks.allocations import Curves
 from hf_mamba_prune.masks.budget import Budget, total_to_prune
 from hf_mamba_prune.masks.calibration import Statistics, calibrate, check_inputs
-from hf_mamba_prune.masks.model import apply_masks, plan_masks
+from hf_mamba_prune.masks.model import apply_masks, choose_masks
 from hf_mamba_prune.masks.scores import build_score
 from hf_mamba_prune.masks.sensitivity import measure_curves
 from hf_mamba_prune.measure.counting import ZeroCounter
 from hf_mamba_prune.measure.environment import CostMeter, hardware, in_bfloat16, versions
 from hf_mamba_prune.measure.evaluation import Evaluation
-from hf_mamba_prune.models.architectures import Target, find_targets
 from hf_mamba_prune.models.blocks import MemoryBlocks
+from hf_mamba_prune.models.targets import Target, find_targets
 from hf_mamba_prune.progress import tell
 from hf_mamba_prune.repair.blocks import repair
-from hf_mamba_prune.report import CalibrationFacts, PruningReport, RecoveryFacts, RepairFacts
+from hf_mamba_prune.report import CalibrationFacts, PruningReport, RecoveryFacts, RepairFacts, SparsityFacts
 from hf_mamba_prune.schedules import sparsity_at
 from hf_mamba_prune.texts.sequences import REPAIR_PARTS, SCORE_PARTS, part_of_step, sample_sequences
 from hf_mamba_prune.texts.sources import TextSource
@@ -79,13 +79,15 @@ def prune(
         before, tasks_before = evaluation.run(model, tokenizer), evaluation.tasks.run(model, tokenizer)
     budget, repairs, trained = _prune_and_train(model, targets, config, sequences, recovery, tokens, meter)
     round_to(model, origin.saved_dtype or model.dtype)
+    sparsity = zeros.facts(model, config.sparsity, budget.total, budget.at_ceiling)
+    _refuse_unmasked(sparsity)
     with meter.step("evaluate"):
         after, tasks_after = evaluation.run(model, tokenizer), evaluation.tasks.run(model, tokenizer)
     return PruningReport(
         config=config.to_dict(),
         command=origin.command,
         model=facts,
-        sparsity=zeros.facts(model, config.sparsity, budget.total, budget.at_ceiling),
+        sparsity=sparsity,
         calibration=None if sequences is None else _calibration_facts(calibration.name, sequences),
         before=before,
         after=after,
@@ -99,6 +101,20 @@ def prune(
     )
 
 
+def _refuse_unmasked(found: SparsityFacts) -> None:
+    """What is reported was counted; fewer zeros than the masks hold means that some masks were never applied.
+
+    Raises:
+        RuntimeError: that happened.
+    """
+    if found.prunable.zeros < found.masked:
+        untouched = [count.name for count in found.targets if count.zeros == 0]
+        raise RuntimeError(
+            f"{found.masked:,} weights were to become zero and only {found.prunable.zeros:,} are: the table of "
+            f"architectures does not fit this model. {len(untouched)} weights have none, such as {untouched[:2]}."
+        )
+
+
 def _training_tokens(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -108,7 +124,7 @@ def _training_tokens(
 ) -> torch.Tensor:
     """The training data; what cannot be trained is refused here, before the work."""
     if recovery.gradual:
-        GradualPruner(model, config, sequences).plan(recovery.steps)
+        GradualPruner(model, config, sequences).lay_out(recovery.steps)
     return training_tokens(tokenizer, recovery, config.seed)
 
 
@@ -159,7 +175,7 @@ def _prune_in_steps(
             if config.allocation == "sensitivity" and step == 1:
                 curves = measure_curves(model, targets, score, statistics, sequences, config)
         with meter.step("mask"):
-            budget, mask_of = plan_masks(model, targets, score, statistics, config, sparsity, curves)
+            budget, mask_of = choose_masks(model, targets, score, statistics, config, sparsity, curves)
             apply_masks(model, outside, mask_of)
         if config.reconstruct:
             with meter.step("reconstruct"):

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from hf_mamba_prune.command import cli
 from hf_mamba_prune.masks.budget import Budget
-from hf_mamba_prune.masks.model import apply_masks, plan_masks
+from hf_mamba_prune.masks.model import apply_masks, choose_masks
 
 
 def run(*arguments: str) -> int:
@@ -26,7 +26,7 @@ def run(*arguments: str) -> int:
 def mask_only(model, targets, score, statistics, config, sparsity) -> Budget:
     """Score, allocate and mask, without reconstruction."""
     curves = {target.name: ((0.5, 0.01), (0.9, 1.0)) for target in targets}
-    budget, mask_of = plan_masks(model, targets, score, statistics, config, sparsity, curves)
+    budget, mask_of = choose_masks(model, targets, score, statistics, config, sparsity, curves)
     apply_masks(model, targets, mask_of)
     return budget
 

@@ -45,7 +45,7 @@ EVERY_FIELD = dict(
 def test_defaults():
     config = PruningConfig()
     assert (config.sparsity, config.score, config.allocation) == (0.5, "fisher", "global")
-    assert (config.group, config.steps, config.components, config.component_sparsity) == (None, 8, (), {})
+    assert (config.n_of_m, config.steps, config.components, config.component_sparsity) == (None, 8, (), {})
     assert config.reconstruct and PruningConfig(pattern="2:4").steps == 1
     assert [PruningConfig(s).ceiling for s in (0.7, 0.0)] == pytest.approx([0.9, 2 / 3])
     assert PruningConfig(0.7, ceiling=0.95).ceiling == 0.95
@@ -65,7 +65,7 @@ def test_every_field_survives_json_and_a_folder(tmp_path):
 def test_a_pattern_sets_sparsity_and_allocation_and_survives_json(pattern):
     config = PruningConfig(pattern=pattern)
     kept, of = map(int, pattern.split(":"))
-    assert config.group == (kept, of) and config.allocation == "uniform"
+    assert config.n_of_m == (kept, of) and config.allocation == "uniform"
     assert math.isclose(config.sparsity, 1 - kept / of)
     assert PruningConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert PruningConfig(pattern=pattern, sparsity=1 - kept / of, allocation="uniform") == config

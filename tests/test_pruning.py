@@ -16,8 +16,8 @@ from hf_mamba_prune.files.origin import Origin
 from hf_mamba_prune.masks.calibration import Need, calibrate
 from hf_mamba_prune.masks.scores import build_score
 from hf_mamba_prune.measure.evaluation import Evaluation
-from hf_mamba_prune.models.architectures import find_targets
-from hf_mamba_prune.pruning import plan_masks, prune
+from hf_mamba_prune.models.targets import find_targets
+from hf_mamba_prune.pruning import choose_masks, prune
 from hf_mamba_prune.report import PruningReport
 from hf_mamba_prune.schedules import SCHEDULES
 from hf_mamba_prune.texts.sources import TextSource
@@ -108,8 +108,8 @@ def check_counts(model, statistics, config):
 
 def check_places(zeros, count, config):
     """The zeros of one target lie where its allocation or pattern wants them."""
-    if config.group is not None:
-        kept, of = config.group
+    if config.n_of_m is not None:
+        kept, of = config.n_of_m
         assert (zeros.view(-1, of).sum(1) == of - kept).all()
     elif config.allocation in ("uniform", "per-row"):
         assert abs(count - config.sparsity * zeros.numel()) < 1
@@ -222,11 +222,11 @@ def test_steps_rise_to_exactly_the_final_sparsity_and_zeros_stay(mamba, tokenize
 
     def watched(model, *args):
         zeros_before.append(zeros_of(model))
-        budget, mask_of = plan_masks(model, *args)
+        budget, mask_of = choose_masks(model, *args)
         totals.append(budget.total)
         return budget, mask_of
 
-    monkeypatch.setattr(pruning, "plan_masks", watched)
+    monkeypatch.setattr(pruning, "choose_masks", watched)
     fixed = {} if allocation == "per-row" else {"out_proj": 0.9}
     config = PruningConfig(
         sparsity=0.7, schedule=schedule, steps=4, allocation=allocation, component_sparsity=fixed, **SMALL

@@ -17,7 +17,7 @@ from hf_mamba_prune.command import option_groups as g
 from hf_mamba_prune.command import options as o
 from hf_mamba_prune.command.console import open_console, print_json
 from hf_mamba_prune.command.hub import repeat_command
-from hf_mamba_prune.command.option_groups import grouped
+from hf_mamba_prune.command.option_groups import flattened
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.files.loading import load_skeleton
 from hf_mamba_prune.files.saving import check_output
@@ -61,7 +61,7 @@ def _root(version: o.Version = False) -> None:
 
 
 @app.command()
-@grouped
+@flattened
 def prune(
     context: typer.Context,
     pruning: g.PruningOptions,
@@ -194,7 +194,7 @@ def _training(recovery: RecoveryChoice | None) -> tuple[int, int, bool]:
 
 
 @app.command()
-@grouped
+@flattened
 def evaluate(model: g.ModelOptions, texts: g.TextOptions, tasks: g.TaskOptions, shown: g.OutputOptions) -> None:
     """Measure perplexity, bits per byte and speed of a model, pruned or not; or zero-shot tasks, or both."""
     with open_console(shown.quiet, shown.as_json) as console:
@@ -215,7 +215,7 @@ def evaluate(model: g.ModelOptions, texts: g.TextOptions, tasks: g.TaskOptions, 
 
 
 @app.command()
-@grouped
+@flattened
 def analyze(
     model: g.ModelOptions,
     data: g.CalibrationOptions,
@@ -258,7 +258,7 @@ def info(model: o.OptionalModel = None, revision: o.Revision = None, as_json: o.
 
 
 @app.command()
-@grouped
+@flattened
 def demo(shown: g.OutputOptions, output: o.Output = Path("hf-mamba-prune-demo"), sparsity: o.Sparsity = 0.7) -> None:
     """Run the whole job offline on the bundled small model; repeat it as often as you like."""
     job = demo_job(output, sparsity)

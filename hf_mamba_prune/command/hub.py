@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hf_mamba_prune.command import options as o
 from hf_mamba_prune.command.console import open_console, print_json
-from hf_mamba_prune.command.option_groups import OutputOptions, PushOptions, grouped
+from hf_mamba_prune.command.option_groups import OutputOptions, PushOptions, flattened
 from hf_mamba_prune.publish.hub import PushChoice, push_folder, write_card
 
 
@@ -17,7 +17,7 @@ def card(folder: o.Result, repo_id: o.RepoId = None, debug: o.Debug = False) -> 
         console.print(f"Saved [bold]{write_card(folder, repo_id)}[/].", soft_wrap=True)
 
 
-@grouped
+@flattened
 def push(
     folder: o.Result,
     hub: PushOptions,

@@ -186,7 +186,7 @@ class OutputOptions:
     debug: o.Debug = False
 
 
-def grouped(command: Callable[..., None]) -> Callable[..., None]:
+def flattened(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command one parameter for each field of the groups that it takes; it is called with the groups."""
     kinds = get_type_hints(command, include_extras=True)
     kinds.pop("return", None)

@@ -15,7 +15,7 @@ from hf_mamba_prune import native
 from hf_mamba_prune.command import options as o
 from hf_mamba_prune.command import tables
 from hf_mamba_prune.command.console import open_console, print_json
-from hf_mamba_prune.command.option_groups import OutputOptions, grouped
+from hf_mamba_prune.command.option_groups import OutputOptions, flattened
 from hf_mamba_prune.files.loading import fetch, load_model, load_tokenizer
 from hf_mamba_prune.files.saving import check_output, whole_folder
 from hf_mamba_prune.measure.environment import hardware
@@ -23,7 +23,7 @@ from hf_mamba_prune.measure.speed import TokenClock, compare_speeds, file_bytes
 from hf_mamba_prune.packed import INDEX_NAME, is_packed, write_packed_model
 
 
-@grouped
+@flattened
 def pack(
     model: o.Model,
     shown: OutputOptions,
@@ -118,7 +118,7 @@ def generate(
             print(f"\n{rate}", file=sys.stderr)
 
 
-@grouped
+@flattened
 def bench(
     model: o.Model,
     shown: OutputOptions,

@@ -8,14 +8,14 @@ from pathlib import Path
 from hf_mamba_prune.command import options as o
 from hf_mamba_prune.command import tables
 from hf_mamba_prune.command.console import open_console, print_json
-from hf_mamba_prune.command.option_groups import OutputOptions, grouped
+from hf_mamba_prune.command.option_groups import OutputOptions, flattened
 from hf_mamba_prune.reproduce.run import Reproduction
 from hf_mamba_prune.reproduce.tasks.results import METHODS
 
 ALL_METHODS = ",".join(METHODS)
 
 
-@grouped
+@flattened
 def reproduce(
     task: o.TaskName,
     shown: OutputOptions,

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hf_mamba_prune.measure.analysis import Analysis, Curve
-from hf_mamba_prune.models.architectures import component_rows, find_targets
+from hf_mamba_prune.models.targets import components_of, find_targets
 from hf_mamba_prune.plan import Plan
 from hf_mamba_prune.publish.hub import POOR_RATIO
 from hf_mamba_prune.report import Count, LanguageMetrics, PruningReport, SpeedFacts, TaskMetrics
@@ -192,19 +192,19 @@ def describe_model(model) -> list[dict[str, object]]:
     """One record a component: weights, share of the model, pruned by default, what switches it off."""
     total = sum(p.numel() for p in model.parameters())
     records = []
-    for row in component_rows(model):
-        if row.kind == "state":
-            weights = sum(p.numel() for name, p in model.named_parameters() if name.endswith(row.weight))
+    for component in components_of(model):
+        if component.kind == "state":
+            weights = sum(p.numel() for name, p in model.named_parameters() if name.endswith(component.weight))
         else:
-            weights = sum(target.size for target in find_targets(model, (row.component,)))
+            weights = sum(target.size for target in find_targets(model, (component.name,)))
         records.append(
             {
-                "component": row.component,
+                "component": component.name,
                 "weights": weights,
                 "share": weights / total,
-                "pruned": "by default" if row.default else "never" if row.kind == "state" else "by choice",
-                "off": row.off,
-                "parts": list(row.parts(model.config)) if row.parts else [],
+                "pruned": "by default" if component.default else "never" if component.kind == "state" else "by choice",
+                "off": component.off,
+                "parts": list(component.parts(model.config)) if component.parts else [],
             }
         )
     return records

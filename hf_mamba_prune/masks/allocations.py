@@ -10,8 +10,8 @@ import torch
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.masks.ranking import Keeper, lowest
 from hf_mamba_prune.masks.slots import Slot, divide, weights_to_prune
-from hf_mamba_prune.models.architectures import Target
 from hf_mamba_prune.models.shards import Shard
+from hf_mamba_prune.models.targets import Target
 
 ScoreOf = Callable[[Target], torch.Tensor]
 """Scores of one target (out, in), computed anew at each call, so that only one target's are in memory."""

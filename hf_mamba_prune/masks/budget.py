@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.masks.allocations import ALLOCATIONS, Curves, ScoreOf
 from hf_mamba_prune.masks.slots import Slot, divide, make_slots, weights_to_prune
-from hf_mamba_prune.models.architectures import Target
 from hf_mamba_prune.models.shards import WHOLE, Shard
+from hf_mamba_prune.models.targets import Target
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ def total_to_prune(targets: Sequence[Target], config: PruningConfig, sparsity: f
         ValueError: an unknown component, a pattern that does not divide a row, or numbers that cannot add up.
     """
     slots = make_slots(targets, config)
-    if config.group is not None:
-        return sum(_group_count(slot, *config.group) for slot in slots)
+    if config.n_of_m is not None:
+        return sum(_pattern_count(slot, *config.n_of_m) for slot in slots)
     size = sum(slot.size for slot in slots)
     total = weights_to_prune(sparsity, size)
     fixed = _fixed_counts(slots, config, sparsity)
@@ -97,8 +97,8 @@ def allocate(
     """
     total = total_to_prune(targets, config, sparsity)
     slots = make_slots(targets, config)
-    if config.group is not None:
-        return Budget(slots, tuple(_group_count(slot, *config.group) for slot in slots))
+    if config.n_of_m is not None:
+        return Budget(slots, tuple(_pattern_count(slot, *config.n_of_m) for slot in slots))
     chosen = _fixed_counts(slots, config, sparsity)
     free = [slot for slot in slots if slot.name not in chosen]
     rest = total - sum(chosen.values())
@@ -119,7 +119,7 @@ def _fixed_counts(slots: Sequence[Slot], config: PruningConfig, sparsity: float)
     return counts
 
 
-def _group_count(slot: Slot, kept: int, of: int) -> int:
+def _pattern_count(slot: Slot, kept: int, of: int) -> int:
     columns = slot.target.shape[1]
     if columns % of:
         raise ValueError(

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hf_mamba_prune.models.architectures import Tap, Target
+from hf_mamba_prune.models.components import Tap
+from hf_mamba_prune.models.targets import Target
 from hf_mamba_prune.progress import tell, track
 
 

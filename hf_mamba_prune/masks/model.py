@@ -13,8 +13,8 @@ from hf_mamba_prune.masks.budget import Budget, allocate
 from hf_mamba_prune.masks.calibration import Statistics
 from hf_mamba_prune.masks.scores import Score
 from hf_mamba_prune.masks.tensor import MaskOf, target_mask
-from hf_mamba_prune.models.architectures import Target
 from hf_mamba_prune.models.shards import WHOLE, Shard
+from hf_mamba_prune.models.targets import Target
 from hf_mamba_prune.progress import track
 
 _SMALLEST = 2.0**-149
@@ -22,7 +22,7 @@ _SMALLEST = 2.0**-149
 
 
 @torch.no_grad()
-def plan_masks(
+def choose_masks(
     model: nn.Module,
     targets: Sequence[Target],
     score: Score,

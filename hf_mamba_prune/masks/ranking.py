@@ -88,7 +88,7 @@ def lowest(visit: Visit, count: int, total: int, seed: int, shard: Shard = WHOLE
         own = (native.radix_histogram(scores.flatten(), prefix, done, bits).cpu() for _, scores in visit())
         return shard.sum(sum(own))
 
-    near = _near_sample(visit, count, total) if shard.group is None else None
+    near = _near_sample(visit, count, total) if shard.process_group is None else None
     if near:
         key, rest, ties = near
         equal = sum(len(positions) for _, positions in ties)

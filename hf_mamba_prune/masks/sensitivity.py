@@ -15,7 +15,7 @@ from hf_mamba_prune.masks.calibration import Statistics, evaluation_mode
 from hf_mamba_prune.masks.scores import Score
 from hf_mamba_prune.masks.slots import Slot, make_slots, weights_to_prune
 from hf_mamba_prune.masks.tensor import tensor_mask
-from hf_mamba_prune.models.architectures import Target
+from hf_mamba_prune.models.targets import Target
 from hf_mamba_prune.progress import track
 
 CURVE_LEVELS = (0.3, 0.5, 0.7, 0.8, 0.9)

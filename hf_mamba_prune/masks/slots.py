@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from hf_mamba_prune.config import PruningConfig, closest
-from hf_mamba_prune.models.architectures import Target
+from hf_mamba_prune.models.targets import Target
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.masks.budget import Budget
 from hf_mamba_prune.masks.ranking import Keeper, lowest, tie_order
 from hf_mamba_prune.masks.slots import divide
-from hf_mamba_prune.models.architectures import Target
 from hf_mamba_prune.models.shards import WHOLE, Shard
+from hf_mamba_prune.models.targets import Target
 
 MaskOf = Callable[[Target], torch.Tensor]
 """The mask of a target (out, in), from its weights as they are at the call."""
@@ -43,8 +43,8 @@ def target_mask(
     for slot, count in budget.of(target):
         own = slot.cut(scores)
         first = shard.first.get(slot.name, 0)
-        if config.group is not None:
-            pieces.append(group_mask(own, *config.group, slot.name, config.seed, first))
+        if config.n_of_m is not None:
+            pieces.append(pattern_mask(own, *config.n_of_m, slot.name, config.seed, first))
         elif config.allocation == "per-row":
             counts = divide(count, [own.shape[1]] * (slot.stop - slot.start))[first : first + len(own)]
             pieces.append(row_mask(own, counts, slot.name, config.seed, first))
@@ -75,7 +75,7 @@ def row_mask(scores: torch.Tensor, counts: list[int], name: str, seed: int, firs
     return keep
 
 
-def group_mask(scores: torch.Tensor, kept: int, of: int, name: str, seed: int, first: int = 0) -> torch.Tensor:
+def pattern_mask(scores: torch.Tensor, kept: int, of: int, name: str, seed: int, first: int = 0) -> torch.Tensor:
     """Keep the `kept` highest of every `of` neighbours in a row: (out, in) -> bool (out, in)."""
     groups = scores.reshape(-1, of)
     first = first * scores.shape[1] // of

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mamba_prune.config import PruningConfig
@@ -19,7 +18,8 @@ from hf_mamba_prune.masks.sensitivity import CURVE_SEQUENCES, Prober
 from hf_mamba_prune.masks.slots import Slot, weights_to_prune
 from hf_mamba_prune.measure.evaluation import Evaluation
 from hf_mamba_prune.measure.stability import Decay, measure_decay
-from hf_mamba_prune.models.architectures import Target, component_rows, find_targets
+from hf_mamba_prune.models.architectures import architecture_of
+from hf_mamba_prune.models.targets import Target, block_prefix, components_of, find_targets
 from hf_mamba_prune.progress import track
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -114,12 +114,12 @@ def analyze(
     if len(evaluation.texts) > 1:
         raise ValueError(f"an analysis measures on one held text, and {len(evaluation.texts)} were given.")
     score = build_score(config)
-    rows = [row for row in component_rows(model) if row.kind != "state"]
+    known = [own for own in components_of(model) if own.kind != "state"]
     if score.needs & INPUT_NEEDS:
-        rows = [row for row in rows if row.tap(model.config) is not None]
+        known = [own for own in known if own.tap(model.config) is not None]
     if Need.INPUT_PRODUCT in score.needs:
-        rows = [row for row in rows if row.kind == "linear"]
-    targets = find_targets(model, tuple(row.component for row in rows))
+        known = [own for own in known if own.kind == "linear"]
+    targets = find_targets(model, tuple(own.name for own in known))
     statistics = calibrate(model, targets, sequences, score.needs, config.batch_size)
 
     def loss() -> float:
@@ -132,7 +132,7 @@ def analyze(
 
     by_component = _by_component(targets)
     components = [curve(name, slots) for name, slots in track(by_component.items(), "components", "curve")]
-    components.append(_state_curve(model, prober, levels))
+    components += _state_curves(model, prober, levels)
     defaults = {target.name for target in find_targets(model)}
     slots = [_whole(target) for target in targets if target.name in defaults]
     blocks = []
@@ -160,13 +160,19 @@ def _by_component(targets: Sequence[Target]) -> dict[str, list[Slot]]:
     return slots
 
 
-def _state_curve(model: nn.Module, prober: Prober, levels: Sequence[float]) -> Curve:
+def _state_curves(model: PreTrainedModel, prober: Prober, levels: Sequence[float]) -> list[Curve]:
     """States of the recurrence, those with the shortest memory ended first; zeros would not remove them."""
-    states = [p.detach() for name, p in model.named_parameters() if name.endswith("A_log")]
+    blocks = architecture_of(model.config).blocks(model.config)
+    names = [
+        block_prefix(model, index) + block.recurrence.rates for index, block in enumerate(blocks) if block.recurrence
+    ]
+    states = [model.get_parameter(name).detach() for name in names]
 
     def end(level: float) -> None:
         for state in states:
             count = weights_to_prune(level, state.numel())
             state.view(-1)[state.flatten().argsort(descending=True, stable=True)[:count]] = _ENDED
 
-    return Curve("A_log", sum(state.numel() for state in states), prober.rises_of(end, states, levels))
+    known = [own.name for own in components_of(model) if own.kind == "state"]
+    size = sum(state.numel() for state in states)
+    return [Curve(name, size, prober.rises_of(end, states, levels)) for name in known]

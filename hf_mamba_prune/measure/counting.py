@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from hf_mamba_prune.models.architectures import Target
 from hf_mamba_prune.models.shards import local, shard_of
+from hf_mamba_prune.models.targets import Target
 from hf_mamba_prune.report import Count, SparsityFacts
 
 

@@ -94,12 +94,12 @@ class Evaluation:
 
 def source_bytes(source: TextSource) -> int:
     """UTF-8 bytes of the rows."""
-    return sum(len(row.encode()) for row in source.rows)
+    return sum(len(row.encode()) for row in source.documents)
 
 
 def source_words(source: TextSource) -> int:
     """Words of the rows, split at white space."""
-    return sum(len(row.split()) for row in source.rows)
+    return sum(len(row.split()) for row in source.documents)
 
 
 def _compute(metric: type[evaluate.Metric], losses: list[float], units: list[int], key: str) -> float:

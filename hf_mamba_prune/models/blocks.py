@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from hf_mamba_prune.models.architectures import architecture_of
+from hf_mamba_prune.models.targets import block_prefix
 
 
 class BlockSource(Protocol):
@@ -32,10 +33,9 @@ class MemoryBlocks:
     """The blocks of a model that is in memory as a whole."""
 
     def __init__(self, model: nn.Module) -> None:
+        self._model = model
         self._base = model.base_model
-        self._layers = architecture_of(model.config).layers
-        self._prefix = "" if self._base is model else model.base_model_prefix + "."
-        self._blocks = self._base.get_submodule(self._layers)
+        self._blocks = self._base.get_submodule(architecture_of(model.config).layers)
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -47,7 +47,7 @@ class MemoryBlocks:
 
     def prefix(self, index: int) -> str:
         """`backbone.layers.3.`"""
-        return f"{self._prefix}{self._layers}.{index}."
+        return block_prefix(self._model, index)
 
     @contextmanager
     def block(self, index: int) -> Iterator[nn.Module]:

@@ -21,21 +21,21 @@ class Shard:
     """Which rows of each weight this rank holds, and how to reach the ranks that hold the others.
 
     Args:
-        group: the ranks that the rows are divided among; None: all rows are here.
+        process_group: the ranks that the rows are divided among; None: all rows are here.
         first: number of each weight's first row that is here, by name.
         device: where that group's messages must lie.
     """
 
-    group: distributed.ProcessGroup | None = None
+    process_group: distributed.ProcessGroup | None = None
     first: Mapping[str, int] = field(default_factory=dict)
     device: str = "cpu"
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Values of every rank added up, the same on each; on the CPU where they are divided at all."""
-        if self.group is None:
+        if self.process_group is None:
             return values
         values = values.to(self.device, copy=True)
-        distributed.all_reduce(values, group=self.group)
+        distributed.all_reduce(values, group=self.process_group)
         return values.cpu()
 
     def count(self, values: Iterable[int]) -> list[int]:
@@ -53,14 +53,14 @@ class Shard:
             rows: those that are here, (rows, in).
             count: how many there are in all.
         """
-        if self.group is None:
+        if self.process_group is None:
             return rows.cpu()
-        ranks = distributed.get_world_size(self.group)
+        ranks = distributed.get_world_size(self.process_group)
         largest = -(-count // ranks)
         padded = torch.zeros(largest, rows.shape[1], dtype=rows.dtype, device=self.device)
         padded[: len(rows)] = rows
         parts = [torch.empty_like(padded) for _ in range(ranks)]
-        distributed.all_gather(parts, padded, group=self.group)
+        distributed.all_gather(parts, padded, group=self.process_group)
         return torch.cat(parts)[:count].cpu()
 
     def cut(self, whole: torch.Tensor, name: str, here: int) -> torch.Tensor:

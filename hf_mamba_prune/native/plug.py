@@ -14,6 +14,8 @@ from collections.abc import Callable
 
 import torch
 
+from hf_mamba_prune.models.architectures import ARCHITECTURES
+from hf_mamba_prune.models.components import Kernels
 from hf_mamba_prune.native import decode
 from hf_mamba_prune.native.checks import serves, tracks
 from hf_mamba_prune.native.conv import causal_conv1d
@@ -143,32 +145,39 @@ def _chunk_state_update(stock: Callable) -> Callable:
 
 
 _CONV = {"causal_conv1d_fn": _conv, "causal_conv1d_update": _conv_update}
-_MAMBA = _CONV | {"mamba_selective_scan": _scan, "mamba_selective_state_update": _state_update}
-_MAMBA2 = _CONV | {"mamba2_chunk_scan": _chunk_scan, "mamba2_selective_state_update": _chunk_state_update}
+_SCANS: dict[str, dict[str, Callable]] = {
+    "selective": {"mamba_selective_scan": _scan, "mamba_selective_state_update": _state_update},
+    "chunk": {"mamba2_chunk_scan": _chunk_scan, "mamba2_selective_state_update": _chunk_state_update},
+}
+
+
+def _exchanged_for(kernels: Kernels) -> dict[str, Callable]:
+    """Functions and methods of a modeling module -> what makes their stand-ins from them."""
+    methods = {f"{kernels.norm}.forward": norm_in_place}
+    if kernels.mixer is not None:
+        methods[f"{kernels.mixer}.forward"] = steps_by_time
+    return _CONV | _SCANS[kernels.scan] | methods
+
 
 EXCHANGED: dict[str, dict[str, Callable]] = {
-    "transformers.models.mamba.modeling_mamba": _MAMBA
-    | {"MambaMixer.forward": steps_by_time, "MambaRMSNorm.forward": norm_in_place},
-    "transformers.models.falcon_mamba.modeling_falcon_mamba": _MAMBA
-    | {"FalconMambaMixer.forward": steps_by_time, "FalconMambaRMSNorm.forward": norm_in_place},
-    "transformers.models.mamba2.modeling_mamba2": _MAMBA2 | {"Mamba2RMSNorm.forward": norm_in_place},
+    block.kernels.modeling: _exchanged_for(block.kernels)
+    for architecture in ARCHITECTURES.values()
+    for block in architecture.kinds.values()
+    if block.kernels is not None
 }
 
 # How the functions must look for the exchange to be right; another version of transformers may change them.
-SIGNATURES = {
-    "causal_conv1d_fn": "hidden_states weight bias activation kwargs",
-    "causal_conv1d_update": "hidden_states conv_state weight bias activation",
-    "mamba_selective_scan": "hidden_states dt A B C D z delta_bias delta_softplus return_last_state use_mambapy "
+SIGNATURES: dict[Callable, str] = {
+    _conv: "hidden_states weight bias activation kwargs",
+    _conv_update: "hidden_states conv_state weight bias activation",
+    _scan: "hidden_states dt A B C D z delta_bias delta_softplus return_last_state use_mambapy "
     "use_associative_scan kwargs",
-    "mamba_selective_state_update": "state hidden_states dt A B C D dt_bias dt_softplus z kwargs",
-    "mamba2_chunk_scan": "hidden_states dt A B C chunk_size D dt_bias initial_states dt_softplus dt_limit "
+    _state_update: "state hidden_states dt A B C D dt_bias dt_softplus z kwargs",
+    _chunk_scan: "hidden_states dt A B C chunk_size D dt_bias initial_states dt_softplus dt_limit "
     "return_final_states kwargs",
-    "mamba2_selective_state_update": "state hidden_states dt A B C D dt_bias dt_softplus z kwargs",
-    "MambaMixer.forward": "self hidden_states cache_params attention_mask kwargs",
-    "FalconMambaMixer.forward": "self hidden_states cache_params attention_mask kwargs",
-    "MambaRMSNorm.forward": "self hidden_states",
-    "FalconMambaRMSNorm.forward": "self hidden_states",
-    "Mamba2RMSNorm.forward": "self hidden_states",
+    _chunk_state_update: "state hidden_states dt A B C D dt_bias dt_softplus z kwargs",
+    steps_by_time: "self hidden_states cache_params attention_mask kwargs",
+    norm_in_place: "self hidden_states",
 }
 
 _users: dict[str, int] = {}
@@ -184,15 +193,15 @@ def _place(module, name: str) -> tuple[object, str]:
 def _differences(module, exchanged: dict[str, Callable]) -> list[str]:
     """What this version of transformers does otherwise than the kernels expect; empty when all is well."""
     found = []
-    for name in exchanged:
+    for name, make in exchanged.items():
         owner, attribute = _place(module, name)
         function = vars(owner).get(attribute)
         if not callable(function):
             found.append(f"{name} is gone")
             continue
         have = list(inspect.signature(function).parameters)
-        if have != SIGNATURES[name].split():
-            found.append(f"{name} takes ({', '.join(have)}) instead of ({', '.join(SIGNATURES[name].split())})")
+        if have != SIGNATURES[make].split():
+            found.append(f"{name} takes ({', '.join(have)}) instead of ({', '.join(SIGNATURES[make].split())})")
     return found
 
 

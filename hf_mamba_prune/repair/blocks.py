@@ -1,8 +1,7 @@
 """Mask and reconstruct block by block: each on the inputs that the blocks before it, pruned already, really give it.
 
-Inside a block the order is that of the data: `in_proj`, then `x_proj` and `dt_proj`, then `out_proj`. The input of
-`dt_proj` is that of before `x_proj` changes: a stage of its own costs a pass and brought nothing. Only the Hessians of
-one stage of one block are in memory at a time.
+Inside a block the order is that of the stages in the table of architectures. Only the Hessians of one stage of one
+block are in memory at a time.
 """
 
 from __future__ import annotations
@@ -16,13 +15,12 @@ from torch import nn
 
 from hf_mamba_prune.masks.calibration import evaluation_mode, observe
 from hf_mamba_prune.masks.tensor import MaskOf
-from hf_mamba_prune.models.architectures import Tap, Target
 from hf_mamba_prune.models.blocks import BlockSource
+from hf_mamba_prune.models.components import Tap
+from hf_mamba_prune.models.targets import Target
 from hf_mamba_prune.progress import track
 from hf_mamba_prune.repair.least_squares import reconstruct
 from hf_mamba_prune.report import RepairFacts
-
-_STAGES = (("in_proj",), ("x_proj", "dt_proj"), ("out_proj",))
 
 
 class _EnoughError(Exception):
@@ -65,8 +63,8 @@ def repair(
                 if target.kind != "linear":
                     weight = _weight(block, target, blocks.prefix(index))
                     weight.masked_fill_(~mask_of(target), 0)
-            for stage in _STAGES:
-                part = [target for target in own if target.kind == "linear" and target.component in stage]
+            for stage in sorted({target.stage for target in own if target.stage is not None}):
+                part = [target for target in own if target.stage == stage]
                 facts += _repair_stage(block, blocks.prefix(index), part, mask_of, dense, states, damping, bf16)
             with torch.autocast(states[0].device.type, torch.bfloat16, enabled=bf16):
                 for i, state in enumerate(states):

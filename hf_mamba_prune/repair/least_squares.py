@@ -1,4 +1,4 @@
-"""Repair what is left of a weight, without training: masked least squares for all rows at once, under any mask.
+"""What is left of a weight takes over what went: masked least squares for all rows at once, under any mask.
 
 The kept weights V of a linear map take over what the pruned ones did: minimise ||(W - V) X||^2 + damping ||W - V||^2
 over V that is zero outside the mask, where H = E[x x^T] is all that is needed of the inputs X. On the support S of a

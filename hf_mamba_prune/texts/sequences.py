@@ -34,12 +34,12 @@ def sample_sequences(
         ValueError: the text is too short for a single window.
     """
     generator = torch.Generator().manual_seed(seed)
-    rows = [i for i, row in enumerate(source.rows) if row.strip()]
+    rows = [i for i, row in enumerate(source.documents) if row.strip()]
     windows: list[torch.Tensor] = []
     while len(windows) < samples:
         before = len(windows)
         for choice in torch.randperm(len(rows), generator=generator).tolist():
-            window = _window(source.rows, rows[choice], tokenizer, length, generator)
+            window = _window(source.documents, rows[choice], tokenizer, length, generator)
             if window is not None:
                 windows.append(window)
             if len(windows) == samples:

@@ -1,6 +1,6 @@
 """Where text comes from: a data set of the Hub, or a local text, jsonl or parquet file, also compressed.
 
-A `TextSource` is a list of rows. How rows become one text again is part of it: WikiText's rows are the lines of the
+A `TextSource` is a list of documents. How they become one text again is part of it: WikiText holds the lines of the
 original file and are joined by a blank line, as everyone who reports its perplexity does.
 """
 
@@ -34,24 +34,24 @@ MOST_CHARACTERS = 256_000_000
 
 @dataclass(frozen=True)
 class TextSource:
-    """Rows of text and where they are from.
+    """A text and where it is from.
 
     Args:
         name: Hub data set as given, or the file's name without its folder, for reports.
-        rows: one string a row, as the data set holds it.
+        documents: its pieces as the data set holds them, one string a row: whole documents, or the lines of one.
     """
 
     name: str
-    rows: tuple[str, ...]
+    documents: tuple[str, ...]
 
     @property
     def characters(self) -> int:
-        """Length of all rows together."""
-        return sum(map(len, self.rows))
+        """Length of all documents together."""
+        return sum(map(len, self.documents))
 
     def joined(self) -> str:
-        """The rows as one text, joined by a blank line: the field's way to evaluate WikiText."""
-        return "\n\n".join(self.rows)
+        """The documents as one text, joined by a blank line: the field's way to evaluate WikiText."""
+        return "\n\n".join(self.documents)
 
 
 def read_text(

@@ -21,12 +21,12 @@ from hf_mamba_prune.masks.calibration import (
     calibrate,
     check_inputs,
 )
-from hf_mamba_prune.masks.model import plan_masks
+from hf_mamba_prune.masks.model import choose_masks
 from hf_mamba_prune.masks.scores import build_score
 from hf_mamba_prune.masks.slots import weights_to_prune
 from hf_mamba_prune.masks.tensor import tensor_mask
-from hf_mamba_prune.models.architectures import Target, find_targets
 from hf_mamba_prune.models.shards import WHOLE, Shard, shard_of
+from hf_mamba_prune.models.targets import Target, find_targets
 from hf_mamba_prune.schedules import sparsity_at
 
 STATE_NAME = "pruning_state.safetensors"
@@ -66,8 +66,8 @@ class GradualPruner:
 
     def _is_sparse_enough(self) -> bool:
         """Nothing is left to prune: only the masks must hold."""
-        if self.config.group is not None:
-            kept, of = self.config.group
+        if self.config.n_of_m is not None:
+            kept, of = self.config.n_of_m
             groups = (self._dropped[target.name].reshape(-1, of).sum(1) for target in self.targets)
             return self._everywhere(all(bool((masked >= of - kept).all()) for masked in groups))
         return self.masked() >= weights_to_prune(self.config.sparsity, self._size)
@@ -84,12 +84,12 @@ class GradualPruner:
                 f"score {config.score!r} is not made of gradients, which a training measures: choose one that is, "
                 "such as gradient-magnitude or fisher, or, in Python, measure='calibration'."
             )
-        if config.regrow and (config.group is not None or config.allocation == "per-row"):
+        if config.regrow and (config.n_of_m is not None or config.allocation == "per-row"):
             raise ValueError("regrow exchanges weights within a whole tensor: not with a pattern or per-row.")
         if config.measure == "calibration" and self._score.needs and self._calibration is None:
             raise ValueError("measure='calibration' needs calibration sequences.")
 
-    def plan(self, total_steps: int, done: int = 0) -> dict[int, float]:
+    def lay_out(self, total_steps: int, done: int = 0) -> dict[int, float]:
         """Fix the optimizer steps after which it prunes, and the sparsity of each; none when it is sparse enough.
 
         Args:
@@ -124,7 +124,7 @@ class GradualPruner:
     def _settle(self) -> None:
         """Follow the weights, which were moved, or divided over ranks, since the masks were made."""
         self._shard = shard_of(self.model, [target.name for target in self.targets])
-        if self._shard.group is not None:
+        if self._shard.process_group is not None:
             self._check_divided()
         for target in self.targets:
             dropped = self._dropped[target.name]
@@ -156,7 +156,7 @@ class GradualPruner:
         return step >= max(self._events, default=0)
 
     @torch.no_grad()
-    def observe(self, step: int, scale: float = 1.0) -> None:
+    def collect(self, step: int, scale: float = 1.0) -> None:
         """Take the gradients of a whole optimizer step, dense, into the averages; then mask them.
 
         Args:
@@ -174,7 +174,7 @@ class GradualPruner:
             if gradient is None:
                 raise RuntimeError(f"{name} has no gradient: is it frozen? Prune what is trained only.")
         # An overflow, which the optimizer will skip, must not stay in the averages.
-        gradients = {target.name: target.rows(gradients[target.name]) for target in self.targets}
+        gradients = {target.name: target.local_matrix(gradients[target.name]) for target in self.targets}
         averaging = not self.finished(step) and self._everywhere(
             all(bool(torch.isfinite(gradient.sum())) for gradient in gradients.values())
         )
@@ -202,7 +202,7 @@ class GradualPruner:
         if sparsity is None:
             return False
         statistics = self._statistics()
-        self.budget, mask_of = plan_masks(
+        self.budget, mask_of = choose_masks(
             self.model, self.targets, self._score, statistics, self.config, sparsity, shard=self._shard
         )
         changed = 0
@@ -210,7 +210,7 @@ class GradualPruner:
             drop = ~mask_of(target)
             if self.config.regrow and not self.finished(step):
                 drop = self._regrown(target, drop)
-            if torch.distributed.is_initialized() and self._shard.group is None:
+            if torch.distributed.is_initialized() and self._shard.process_group is None:
                 # The same pass may round differently on every rank.
                 torch.distributed.broadcast(drop, 0)
             changed += int((drop != self._dropped[target.name]).sum())

@@ -1,4 +1,4 @@
-"""Repair by training: fine-tune what is left, with its masks, towards the dense model or the text itself."""
+"""Recovery: fine-tune what is left, with its masks, towards the dense model or the text itself."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def recover(
             calibration=calibration,
             callbacks=[TrainingBar("recover")],
         )
-        if recovery.gradual and not trainer.pruner.plan(recovery.steps):
+        if recovery.gradual and not trainer.pruner.lay_out(recovery.steps):
             raise ValueError(
                 f"the model is {trainer.pruner.sparsity():.1%} sparse already: there is nothing to prune."
             )

@@ -67,11 +67,11 @@ class PruningCallback(TrainerCallback):
         _check_arguments(args)
         self.attach(getattr(model, "module", model))
         self._hold(optimizer)
-        self.pruner.plan(state.max_steps, state.global_step)
+        self.pruner.lay_out(state.max_steps, state.global_step)
 
     def on_pre_optimizer_step(self, args, state, control, **rest) -> None:
         if self.sees_gradients:
-            self.pruner.observe(state.global_step)
+            self.pruner.collect(state.global_step)
 
     def on_step_end(self, args, state, control, **rest) -> None:
         self.pruner.rise(state.global_step)
@@ -149,7 +149,7 @@ class PruningTrainer(Trainer):
         if self.accelerator.sync_gradients:
             scaler = self.accelerator.scaler
             scale = 1.0 if scaler is None or not scaler.is_enabled() else scaler.get_scale()
-            self.pruner.observe(self.state.global_step, scale)
+            self.pruner.collect(self.state.global_step, scale)
         return loss
 
     def compute_loss(

@@ -13,7 +13,7 @@ from hf_mamba_prune.config import ALLOCATION_NAMES, PruningConfig
 from hf_mamba_prune.masks.allocations import ALLOCATIONS
 from hf_mamba_prune.masks.budget import allocate, total_to_prune
 from hf_mamba_prune.masks.slots import divide, weights_to_prune
-from hf_mamba_prune.models.architectures import Target
+from hf_mamba_prune.models.targets import Target
 
 
 def target(name, rows, columns, component="in_proj", parts=()):

@@ -10,7 +10,8 @@ from tiny_models import VOCABULARY, build_model
 from torch.nn import functional as F
 
 from hf_mamba_prune.masks.calibration import GRADIENT_TERMS, INPUT_NEEDS, Need, calibrate, observe
-from hf_mamba_prune.models.architectures import Tap, Target, component_rows, find_targets
+from hf_mamba_prune.models.components import Tap
+from hf_mamba_prune.models.targets import Target, components_of, find_targets
 
 SEQUENCES = torch.randint(VOCABULARY, (8, 10), generator=torch.Generator().manual_seed(2))
 GRADIENTS = frozenset(GRADIENT_TERMS)
@@ -18,7 +19,7 @@ GRADIENTS = frozenset(GRADIENT_TERMS)
 
 def with_input(model):
     """Targets of every component whose input can be measured, convolutions and factors among them."""
-    targets = find_targets(model, tuple(row.component for row in component_rows(model) if row.kind != "state"))
+    targets = find_targets(model, tuple(own.name for own in components_of(model) if own.kind != "state"))
     return [target for target in targets if target.tap is not None]
 
 
@@ -79,7 +80,7 @@ def test_input_products_hold_the_squares_on_their_diagonal(model, batch_size):
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
 def test_gradient_sums_are_those_of_single_sequences(model, batch_size):
-    targets = find_targets(model, tuple(row.component for row in component_rows(model) if row.kind != "state"))
+    targets = find_targets(model, tuple(own.name for own in components_of(model) if own.kind != "state"))
     found = calibrate(model, targets, SEQUENCES, GRADIENTS, batch_size)
     reference = naive_gradients(model, targets)
     for target in targets:

@@ -11,7 +11,7 @@ from tiny_models import VOCABULARY, build_model
 from hf_mamba_prune.config import SCORE_NAMES, PruningConfig
 from hf_mamba_prune.masks.calibration import Need, TargetStatistics, calibrate
 from hf_mamba_prune.masks.scores import SCORES, build_score
-from hf_mamba_prune.models.architectures import Target, find_targets
+from hf_mamba_prune.models.targets import Target, find_targets
 
 SEQUENCES = torch.randint(VOCABULARY, (3, 8), generator=torch.Generator().manual_seed(4))
 CASES = {

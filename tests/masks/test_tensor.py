@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.masks.budget import allocate
-from hf_mamba_prune.masks.tensor import group_mask, row_mask, target_mask, tensor_mask
-from hf_mamba_prune.models.architectures import Target
+from hf_mamba_prune.masks.tensor import pattern_mask, row_mask, target_mask, tensor_mask
+from hf_mamba_prune.models.targets import Target
 
 SEEDS = st.integers(0, 1000)
 TARGET = Target("layer.weight", "out_proj", 0, "linear", None, (6, 8))
@@ -46,7 +46,7 @@ def test_every_row_loses_exactly_its_count(seed, rows, columns, data):
 def test_every_group_keeps_exactly_n_of_m_neighbours(seed, rows, groups, pattern):
     kept, of = pattern
     scores = draw_scores(seed, rows, groups * of)
-    mask = group_mask(scores, kept, of, "w", seed)
+    mask = pattern_mask(scores, kept, of, "w", seed)
     assert mask.shape == scores.shape
     assert (mask.view(-1, of).sum(1) == kept).all()
     assert dropped_lies_under_kept(scores.view(-1, of), mask.view(-1, of))
@@ -67,7 +67,7 @@ def test_pieces_of_a_tall_tensor_join_without_a_seam():
 
 
 @pytest.mark.parametrize("make", [lambda s, seed: row_mask(s, [32] * 64, "w", seed),
-                                  lambda s, seed: group_mask(s, 2, 4, "w", seed),
+                                  lambda s, seed: pattern_mask(s, 2, 4, "w", seed),
                                   lambda s, seed: tensor_mask(s, 2048, "w", seed)])  # fmt: skip
 def test_constant_scores_lose_about_equally_everywhere_and_by_the_seed(make):
     scores = torch.full((64, 64), 0.125)
@@ -97,7 +97,7 @@ def test_a_target_gets_the_mask_that_its_config_asks_for(settings):
     lost = (~mask).sum(1)
     if config.allocation == "per-row":
         assert lost.tolist() == [3, 3, 2, 2, 2, 2]
-    if config.group:
+    if config.n_of_m:
         assert (mask.view(-1, 4).sum(1) == 2).all()
     if config.allocation == "global":
         assert dropped_lies_under_kept(scores.view(1, -1), mask.view(1, -1))

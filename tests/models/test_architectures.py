@@ -14,7 +14,9 @@ from transformers import LlamaConfig
 
 from hf_mamba_prune import native
 from hf_mamba_prune.masks.calibration import observe
-from hf_mamba_prune.models.architectures import ARCHITECTURES, Tap, architecture_of, component_rows, find_targets
+from hf_mamba_prune.models.architectures import ARCHITECTURES, architecture_of
+from hf_mamba_prune.models.components import Tap
+from hf_mamba_prune.models.targets import components_of, find_targets
 
 IDS = torch.randint(VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(1))
 SCANS = {"mamba": "mamba_selective_scan", "mamba2": "mamba2_chunk_scan", "falcon_mamba": "mamba_selective_scan"}
@@ -23,7 +25,7 @@ SCAN_INPUTS = ("hidden_states", "dt", "A", "B", "C")
 
 def prunable(model):
     """Targets of every component that zeros can remove."""
-    names = tuple(row.component for row in component_rows(model) if row.kind != "state")
+    names = tuple(own.name for own in components_of(model) if own.kind != "state")
     return find_targets(model, names)
 
 
@@ -110,8 +112,7 @@ def test_the_modules_of_dt_proj_and_conv1d_are_never_called(mamba):
 
 
 def test_the_table_names_every_weight_and_no_parameter_twice(model):
-    rows = component_rows(model)
-    blocks = [row.weight for row in rows if row.per_layer]
+    blocks = [component.weight for component in components_of(model) if component.per_layer]
     targets = prunable(model)
     named = {t.name for t in targets} | {f"backbone.layers.{i}.mixer.A_log" for i in range(2)}
     assert {name for name, p in model.named_parameters() if p.ndim > 1} <= named

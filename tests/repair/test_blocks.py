@@ -9,8 +9,8 @@ import torch
 from tiny_models import VOCABULARY, build_model
 
 from hf_mamba_prune.masks.calibration import observe
-from hf_mamba_prune.models.architectures import find_targets
 from hf_mamba_prune.models.blocks import MemoryBlocks
+from hf_mamba_prune.models.targets import find_targets
 from hf_mamba_prune.repair import blocks as repairing
 from hf_mamba_prune.repair.blocks import repair
 from hf_mamba_prune.repair.least_squares import reconstruct

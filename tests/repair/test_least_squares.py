@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hf_mamba_prune.masks.tensor import group_mask
+from hf_mamba_prune.masks.tensor import pattern_mask
 from hf_mamba_prune.repair.least_squares import reconstruct
 
 
@@ -37,7 +37,7 @@ def row_by_row(weight, keep, x, damping) -> torch.Tensor:
 def test_the_result_is_that_of_a_dense_solver(pattern, damping):
     x, weight = inputs(300, 24), torch.randn(16, 24, generator=torch.Generator().manual_seed(1))
     draw = torch.rand(16, 24, generator=torch.Generator().manual_seed(2))
-    keep = {"half": draw < 0.5, "few": draw < 0.1, "2:4": group_mask(draw, 2, 4, "x", 0)}[pattern]
+    keep = {"half": draw < 0.5, "few": draw < 0.1, "2:4": pattern_mask(draw, 2, 4, "x", 0)}[pattern]
     found = reconstruct(weight, keep, moment(x), damping, tolerance=1e-6)
     wanted = row_by_row(weight, keep, x, damping)
     assert (found.weight[~keep] == 0).all()

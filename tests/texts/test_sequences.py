@@ -16,9 +16,9 @@ LONG = TextSource("long", (" ".join(str(i) for i in range(4000)),))
 @pytest.mark.parametrize(
     ("source", "whole"),
     [
-        (LINES, "".join(row or " \n" for row in LINES.rows)),
-        (DOCUMENTS, "\n\n".join(DOCUMENTS.rows) + "\n\n"),
-        (LONG, LONG.rows[0]),
+        (LINES, "".join(row or " \n" for row in LINES.documents)),
+        (DOCUMENTS, "\n\n".join(DOCUMENTS.documents) + "\n\n"),
+        (LONG, LONG.documents[0]),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
@@ -39,7 +39,7 @@ def test_windows_start_at_rows_and_run_on_into_the_next(tokenizer):
 
 def test_windows_of_one_long_document_start_anywhere_in_it(tokenizer):
     texts = tokenizer.batch_decode(sample_sequences(LONG, tokenizer, 20, 30, seed=0))
-    places = [LONG.rows[0].index(text) / len(LONG.rows[0]) for text in texts]
+    places = [LONG.documents[0].index(text) / len(LONG.documents[0]) for text in texts]
     assert min(places) < 0.25 and max(places) > 0.75
 
 

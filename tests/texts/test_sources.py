@@ -64,19 +64,19 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path, kind, pack):
 def test_the_lines_of_a_raw_file_are_the_rows_of_the_data_set(tmp_path):
     (tmp_path / "wiki.test.raw").write_text(RAW)
     source = read_text(str(tmp_path / "wiki.test.raw"), "test")
-    assert source.rows == WIKI_ROWS
+    assert source.documents == WIKI_ROWS
     assert source.joined() == "\n\n".join(WIKI_ROWS)
 
 
 def test_only_newlines_end_a_line(tmp_path):
     rows = ("a\r\n", "b\x0c\u2028c\u0085d\n", "\x1ce\n")
     (tmp_path / "odd.txt").write_bytes("".join(rows).encode())
-    assert read_text(str(tmp_path / "odd.txt"), "train").rows == rows
+    assert read_text(str(tmp_path / "odd.txt"), "train").documents == rows
 
 
 def test_reading_stops_at_the_limit(tmp_path):
     (tmp_path / "many.txt").write_text("12345678\n" * 100)
-    assert len(read_text(str(tmp_path / "many.txt"), "train", most_characters=40).rows) == 5
+    assert len(read_text(str(tmp_path / "many.txt"), "train", most_characters=40).documents) == 5
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_reading_stops_at_the_limit(tmp_path):
 def test_the_column_can_be_named_and_must_exist(tmp_path, name, content):
     path = tmp_path / name
     path.write_bytes(content)
-    assert read_text(str(path), "train", column="body").rows == ("one", "two")
+    assert read_text(str(path), "train", column="body").documents == ("one", "two")
     with pytest.raises(ValueError, match=r"has no text column 'nody'; it has: body, title"):
         read_text(str(path), "train", column="nody")
     with pytest.raises(ValueError, match=r"has 2 text columns \(body, title\): name one with --column"):
@@ -96,9 +96,9 @@ def test_the_column_can_be_named_and_must_exist(tmp_path, name, content):
 
 def test_the_only_column_of_strings_is_taken_and_missing_values_are_empty(tmp_path):
     (tmp_path / "a.parquet").write_bytes(table(number=[1, 2, 3], body=["one", None, "two"]))
-    assert read_text(str(tmp_path / "a.parquet"), "train").rows == ("one", "", "two")
+    assert read_text(str(tmp_path / "a.parquet"), "train").documents == ("one", "", "two")
     (tmp_path / "b.jsonl").write_bytes(b'{"number": 1, "body": "one"}\n')
-    assert read_text(str(tmp_path / "b.jsonl"), "train").rows == ("one",)
+    assert read_text(str(tmp_path / "b.jsonl"), "train").documents == ("one",)
 
 
 LONG = ("a rather long text, " * 500).encode()
@@ -162,17 +162,17 @@ def test_a_local_raw_file_gives_the_tokens_of_the_hubs_rows(hub, tmp_path, token
     add_wikitext(hub)
     (tmp_path / "wiki.test.raw").write_text(RAW)
     local, remote = read_text(str(tmp_path / "wiki.test.raw"), "test"), read_text("wikitext", "test")
-    assert local.rows == remote.rows == WIKI_ROWS and remote.name == "wikitext"
+    assert local.documents == remote.documents == WIKI_ROWS and remote.name == "wikitext"
     assert tokenizer(local.joined()).input_ids == tokenizer(remote.joined()).input_ids
 
 
 def test_names_of_hub_data_sets_say_configuration_and_split(hub):
     add_wikitext(hub)
     full = "Salesforce/wikitext:wikitext-103-raw-v1"
-    assert read_text(full, "test").rows == WIKI_ROWS
-    assert read_text(f"{full}:train", "test").rows == ("a\n",)
+    assert read_text(full, "test").documents == WIKI_ROWS
+    assert read_text(f"{full}:train", "test").documents == ("a\n",)
     hub.add_dataset("alice/two", {"train.jsonl": b'{"body": "b", "title": "t"}\n'})
-    assert read_text("alice/two", "train", column="title").rows == ("t",)
+    assert read_text("alice/two", "train", column="title").documents == ("t",)
     with pytest.raises(ValueError, match="alice/two has 2 text columns"):
         read_text("alice/two", "train")
     with pytest.raises(ValueError, match="alice/two has no text column 'none'"):
@@ -194,7 +194,7 @@ def test_a_split_or_configuration_that_is_not_there_is_refused(hub, source, spli
 def test_files_of_several_packed_pieces_are_read_to_their_end(tmp_path, pack):
     path = tmp_path / f"pieces.txt{next(suffix for suffix, own in PACK.items() if own is pack)}"
     path.write_bytes(pack(b"one\n") + pack(b"two\n"))
-    assert read_text(str(path), "train").rows == ("one\n", "two\n")
+    assert read_text(str(path), "train").documents == ("one\n", "two\n")
 
 
 @pytest.mark.parametrize("source", ["alice/none", "nobody", "not a name"])
@@ -206,7 +206,7 @@ def test_a_data_set_that_is_not_there_is_refused(hub, source):
 def test_private_and_gated_data_sets_need_the_right_token(hub, local_hub, monkeypatch, tmp_path):
     local_hub.add_dataset("alice/private", {"train.txt": b"one\n"}, private=True)
     local_hub.add_dataset("alice/gated", {"train.txt": b"one\n"}, gated=True)
-    assert read_text("alice/private", "train").rows == ("one",)
+    assert read_text("alice/private", "train").documents == ("one",)
     local_hub.attach(monkeypatch, tmp_path / "other", hubs.BOB.token)
     for source in ("alice/private", "alice/gated"):
         with pytest.raises((ValueError, RuntimeError), match=source) as refused:
@@ -223,7 +223,7 @@ def test_a_hub_that_refuses_is_a_runtime_error_that_names_the_data_set(hub, path
         read_text("alice/texts", "train")
     assert failure.hits
     failure.times = 0
-    assert read_text("alice/texts", "train").rows == ("one",)
+    assert read_text("alice/texts", "train").documents == ("one",)
 
 
 def test_no_network_is_a_runtime_error(hub, monkeypatch):

@@ -67,7 +67,7 @@ def whole_zeros(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def given(model: torch.nn.Module, options: dict) -> dict[str, torch.Tensor]:
     """The masks after the first half of the schedule, from gradients that do not depend on the ranks."""
     pruner = GradualPruner(model, PruningConfig(**dict(sparsity=0.6, steps=2, end=0.5) | options))
-    pruner.plan(8)
+    pruner.lay_out(8)
     for step in range(4):
         for i, target in enumerate(pruner.targets):
             parameter = model.get_parameter(target.name)
@@ -77,7 +77,7 @@ def given(model: torch.nn.Module, options: dict) -> dict[str, torch.Tensor]:
             if isinstance(parameter, DTensor):
                 gradient = distribute_tensor(gradient, parameter.device_mesh, parameter.placements)
             parameter.grad = gradient
-        pruner.observe(step)
+        pruner.collect(step)
         pruner.rise(step + 1)
     return whole_zeros(model)
 

@@ -19,7 +19,7 @@ def config(sparsity=0.6):
 def observe(pruner, step, value=1.0):
     for parameter in pruner.model.parameters():
         parameter.grad = torch.full_like(parameter, value)
-    pruner.observe(step)
+    pruner.collect(step)
 
 
 def run(pruner, first, last):
@@ -34,7 +34,7 @@ def run(pruner, first, last):
 
 def begun(steps=STEPS, until=12):
     pruner = GradualPruner(build_model("mamba"), config())
-    assert list(pruner.plan(steps)) == [5, 9, 14]
+    assert list(pruner.lay_out(steps)) == [5, 9, 14]
     assert list(run(pruner, 0, until)) == [step for step in (5, 9, 14) if step <= until]
     return pruner
 
@@ -71,7 +71,7 @@ def test_a_run_that_is_resumed_for_more_zeros_gets_them():
 
 def test_without_a_finite_gradient_it_says_so():
     pruner = GradualPruner(build_model("mamba"), config())
-    pruner.plan(STEPS)
+    pruner.lay_out(STEPS)
     for step in range(5):
         observe(pruner, step, torch.nan)
     with pytest.raises(RuntimeError, match="no training step before the first pruning step had finite gradients"):

@@ -113,7 +113,7 @@ def test_the_command_trains(tmp_path, mamba, tokenizer, recipe, capsys):
     mamba.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     text = tmp_path / "text.txt"
-    text.write_text("".join(TEXT.rows) * 40)
+    text.write_text("".join(TEXT.documents) * 40)
     output = tmp_path / "out"
     command = [
         str(tmp_path / "model"),

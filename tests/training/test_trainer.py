@@ -169,13 +169,13 @@ def test_a_checkpoint_without_pruning_state_keeps_its_zeros_and_says_so(tmp_path
 
 def test_an_overflow_does_not_stay_in_the_averages(mamba):
     pruner = GradualPruner(mamba, config())
-    pruner.plan(8)
+    pruner.lay_out(8)
     for step, value in enumerate((1.0, float("inf"), float("nan"), 2.0)):
         for target in find_targets(mamba):
             parameter = mamba.get_parameter(target.name)
             parameter.grad = torch.rand(parameter.shape)
             parameter.grad.view(-1)[0] = value
-        pruner.observe(step)
+        pruner.collect(step)
         pruner.rise(step + 1)
     assert 0 < pruner.sparsity() < SPARSITY
 
@@ -184,12 +184,12 @@ def test_small_gradients_rank_as_large_ones_in_regrowth(mamba):
     grown = []
     for scale in (1.0, 1e-9):
         pruner = GradualPruner(mamba, config(sparsity=0.5, regrow=0.2, steps=2, end=1.0, allocation="uniform"))
-        pruner.plan(4)
+        pruner.lay_out(4)
         for target in find_targets(mamba):
             parameter = mamba.get_parameter(target.name)
             generator = torch.Generator().manual_seed(target.size)
             parameter.grad = scale * torch.rand(parameter.shape, generator=generator)
-        pruner.observe(0)
+        pruner.collect(0)
         target = find_targets(mamba)[0]
         drop = torch.rand(target.shape, generator=torch.Generator().manual_seed(1)) < 0.5
         grown.append(pruner._regrown(target, drop))
@@ -268,7 +268,7 @@ def test_scores_from_calibration(mamba, tmp_path):
 
 def test_regrowth_brings_back_what_has_a_gradient(mamba):
     pruner = GradualPruner(mamba, config(sparsity=0.5, regrow=0.2, steps=2, end=1.0, allocation="uniform"))
-    pruner.plan(4)
+    pruner.lay_out(4)
     for step in range(2):
         for target in find_targets(mamba):
             gradient = torch.zeros(target.shape)
@@ -276,7 +276,7 @@ def test_regrowth_brings_back_what_has_a_gradient(mamba):
             mamba.get_parameter(target.name).grad = gradient.view_as(mamba.get_parameter(target.name))
         for target in find_targets(mamba):
             target.weight(mamba)[:, 0] = 0 if step == 0 else target.weight(mamba)[:, 0]
-        pruner.observe(step)
+        pruner.collect(step)
     assert pruner.rise(2) and pruner.churn > 0
     for target in find_targets(mamba):
         drop = pruner._dropped[target.name]

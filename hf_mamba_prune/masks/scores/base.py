@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from hf_mamba_prune.masks.calibration import Need, TargetStatistics
-from hf_mamba_prune.models.architectures import Target
+from hf_mamba_prune.models.targets import Target
 
 
 class Score(ABC):

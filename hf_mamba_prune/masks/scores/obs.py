@@ -8,7 +8,7 @@ import torch
 
 from hf_mamba_prune.masks.calibration import Need, TargetStatistics
 from hf_mamba_prune.masks.scores.base import Score
-from hf_mamba_prune.models.architectures import Target
+from hf_mamba_prune.models.targets import Target
 
 
 @dataclass(frozen=True)

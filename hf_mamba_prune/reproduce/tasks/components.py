@@ -6,9 +6,9 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_mamba_prune.config import PruningConfig
-from hf_mamba_prune.masks.model import apply_masks, plan_masks
+from hf_mamba_prune.masks.model import apply_masks, choose_masks
 from hf_mamba_prune.masks.scores import build_score
-from hf_mamba_prune.models.architectures import component_rows, find_targets
+from hf_mamba_prune.models.targets import components_of, find_targets
 from hf_mamba_prune.reproduce.tasks.base import Scale, Splits, Task
 from hf_mamba_prune.reproduce.tasks.training import measure
 
@@ -27,19 +27,19 @@ def component_metrics(model: PreTrainedModel, task: Task, splits: Splits, scale:
     """
     metric = task.metrics[0]
     found = {"dense": {"0": measure(model, task, splits, scale)[0][metric]}}
-    for row in component_rows(model):
-        if row.kind == "state" or not row.per_layer:
+    for component in components_of(model):
+        if component.kind == "state" or not component.per_layer:
             continue
-        targets = find_targets(model, (row.component,))
+        targets = find_targets(model, (component.name,))
         before = {target.name: target.weight(model).clone() for target in targets}
-        found[row.component] = {}
+        found[component.name] = {}
         for level in LEVELS:
             config = PruningConfig(
-                level, score="magnitude", allocation="uniform", components=(row.component,), reconstruct=False
+                level, score="magnitude", allocation="uniform", components=(component.name,), reconstruct=False
             )
-            _, mask_of = plan_masks(model, targets, build_score(config), {}, config, level)
+            _, mask_of = choose_masks(model, targets, build_score(config), {}, config, level)
             apply_masks(model, targets, mask_of)
-            found[row.component][f"{level:g}"] = measure(model, task, splits, scale)[0][metric]
+            found[component.name][f"{level:g}"] = measure(model, task, splits, scale)[0][metric]
             with torch.no_grad():
                 for target in targets:
                     target.weight(model).copy_(before[target.name])

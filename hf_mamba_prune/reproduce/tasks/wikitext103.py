@@ -33,7 +33,7 @@ def _first(folder: Path, names: tuple[str, ...]) -> Path:
 
 def _ids(path: Path, tokenizer) -> torch.Tensor:
     """The tokens of a text, rows joined as everyone joins them who reports this perplexity; int32 (tokens,)."""
-    rows = read_text(str(path), "test", most_characters=_ALL).rows
+    rows = read_text(str(path), "test", most_characters=_ALL).documents
     pieces = ("\n\n".join(rows[i : i + _ROWS]) + "\n\n" * (i + _ROWS < len(rows)) for i in range(0, len(rows), _ROWS))
     return torch.cat([torch.tensor(tokenizer(piece, verbose=False).input_ids, dtype=torch.int32) for piece in pieces])
 

@@ -1,7 +1,7 @@
 // Causal depthwise convolution over time, with its bias and SiLU: out[t] = act(bias + sum_j w[j] x[t - width + 1 + j]).
 #pragma once
 #include "threads/pool.h"
-#include "scan/scan_plan.h"
+#include "scan/scan_cut.h"
 
 namespace hmp {
 namespace HMP_ISA {
@@ -43,9 +43,9 @@ HMP_INLINE Floats convolve(const float* x, const float* weight, int64_t width) {
 
 struct ConvTask {
   ScanShape shape;
-  Plan plan;
+  Cut cut;
   Share share;
-  ConvTask(const Conv& c, int64_t task) : shape(shape_of(c)), plan(shape), share(shape, plan, task) {}
+  ConvTask(const Conv& c, int64_t task) : shape(shape_of(c)), cut(shape), share(shape, cut, task) {}
 
   static ScanShape shape_of(const Conv& c) {
     ScanShape shape;
@@ -67,14 +67,14 @@ void conv_share(const void* context, int64_t task) {
   float* x = weights + count * size;
   float* out = x + (kTile + c.width - 1) * kLanes;
   for (int64_t k = 0; k < count; ++k) {
-    read_weights(c, cut.share.block(cut.shape, cut.plan, cut.share.first + k), weights + k * size);
+    read_weights(c, cut.share.block(cut.shape, cut.cut, cut.share.first + k), weights + k * size);
   }
-  const int64_t channels = cut.share.channels(cut.shape, cut.plan);
+  const int64_t channels = cut.share.channels(cut.shape, cut.cut);
   for (int64_t start = 0; start < c.length; start += kTile) {
     const int steps = static_cast<int>(smaller(kTile, c.length - start));
     for (int64_t k = 0; k < count; ++k) {
-      const Block block = cut.share.block(cut.shape, cut.plan, cut.share.first + k);
-      const Place ahead = cut.share.part_ahead(cut.shape, cut.plan, start / kTile + 1, k);
+      const Block block = cut.share.block(cut.shape, cut.cut, cut.share.first + k);
+      const Place ahead = cut.share.part_ahead(cut.shape, cut.cut, start / kTile + 1, k);
       fetch_rows(c.x, ahead, channels);
       fetch_rows<true>(c.out, ahead, channels);
       const int64_t before = c.width - 1;
@@ -90,7 +90,7 @@ void conv_share(const void* context, int64_t task) {
 }
 
 inline void conv_forward(const Conv& c, int threads) {
-  parallel(ConvTask(c, 0).plan.tasks, threads, c.width == 4 ? conv_share<4> : conv_share<0>, &c);
+  parallel(ConvTask(c, 0).cut.tasks, threads, c.width == 4 ? conv_share<4> : conv_share<0>, &c);
 }
 
 // Gradient of what goes into the activation, for the `width - 1` moments behind the tile as well, and its sums.
@@ -138,14 +138,14 @@ void conv_backward_share(const void* context, int64_t task) {
   float* memory = sums + count * size;
   std::memset(sums, 0, count * size * sizeof(float));
   for (int64_t k = 0; k < count; ++k) {
-    read_weights(c, cut.share.block(cut.shape, cut.plan, cut.share.first + k), weights + k * size);
+    read_weights(c, cut.share.block(cut.shape, cut.cut, cut.share.first + k), weights + k * size);
   }
-  const int64_t channels = cut.share.channels(cut.shape, cut.plan);
+  const int64_t channels = cut.share.channels(cut.shape, cut.cut);
   for (int64_t start = 0; start < c.length; start += kTile) {
     const int steps = static_cast<int>(smaller(kTile, c.length - start));
     for (int64_t k = 0; k < count; ++k) {
-      const Block block = cut.share.block(cut.shape, cut.plan, cut.share.first + k);
-      const Place ahead = cut.share.part_ahead(cut.shape, cut.plan, start / kTile + 1, k);
+      const Block block = cut.share.block(cut.shape, cut.cut, cut.share.first + k);
+      const Place ahead = cut.share.part_ahead(cut.shape, cut.cut, start / kTile + 1, k);
       fetch_rows(c.x, ahead, channels);
       fetch_rows(c.dout, ahead, channels);
       fetch_rows<true>(c.dx, ahead, channels);
@@ -154,7 +154,7 @@ void conv_backward_share(const void* context, int64_t task) {
     }
   }
   for (int64_t k = 0; k < count; ++k) {
-    const Block block = cut.share.block(cut.shape, cut.plan, cut.share.first + k);
+    const Block block = cut.share.block(cut.shape, cut.cut, cut.share.first + k);
     const int64_t row = cut.share.batch * c.channels + block.channel;
     write_states(c.dweight + row * c.width, c.width, block.lanes, sums + k * size);
     write_lanes(c.dbias + row, block.lanes, load(sums + k * size + c.width * kLanes));
@@ -162,7 +162,7 @@ void conv_backward_share(const void* context, int64_t task) {
 }
 
 inline void conv_backward(const Conv& c, int threads) {
-  parallel(ConvTask(c, 0).plan.tasks, threads, c.width == 4 ? conv_backward_share<4> : conv_backward_share<0>, &c);
+  parallel(ConvTask(c, 0).cut.tasks, threads, c.width == 4 ? conv_backward_share<4> : conv_backward_share<0>, &c);
 }
 
 }  // namespace HMP_ISA

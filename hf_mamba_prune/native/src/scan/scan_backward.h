@@ -42,7 +42,7 @@ HMP_INLINE Floats step_slope(const ScanShape& s, Floats raw) {
   return slope;
 }
 
-inline void write_gradients(const ScanBackward& g, const Plan& plan, const Place& at, const Block& block,
+inline void write_gradients(const ScanBackward& g, const Cut& cut, const Place& at, const Block& block,
                             Carried& carried, BackwardTiles& tiles) {
   const ScanShape& s = g.forward.shape;
   const Floats skip = per_channel(s, g.forward.D, block);
@@ -53,7 +53,7 @@ inline void write_gradients(const ScanBackward& g, const Plan& plan, const Place
     carried.dD += dy * u;
     carried.dbias += ddelta;
     if (s.per_head) {
-      g.dstep[(at.batch * s.length + at.start + t) * plan.blocks + block.index] = sum_lanes(ddelta);
+      g.dstep[(at.batch * s.length + at.start + t) * cut.blocks + block.index] = sum_lanes(ddelta);
     }
     store(tiles.ddt + i, ddelta);
     store(tiles.ddtu + i, ddtu * load(tiles.dt + i) + dy * skip);
@@ -67,15 +67,15 @@ inline void write_gradients(const ScanBackward& g, const Plan& plan, const Place
   if (g.forward.z) write_tile(g.dz, at, tiles.z);
 }
 
-inline void write_sums(const ScanBackward& g, const Plan& plan, int64_t batch, const Block& block,
+inline void write_sums(const ScanBackward& g, const Cut& cut, int64_t batch, const Block& block,
                        const Carried& carried) {
   const ScanShape& s = g.forward.shape;
   const int64_t row = batch * s.channels() + block.channel;
   if (g.dD != nullptr) write_lanes(g.dD + row, block.lanes, carried.dD);
   if (g.dinitial != nullptr) write_states(g.dinitial + row * s.states, s.states, block.lanes, carried.dstate);
   if (s.per_head) {
-    g.dA[batch * plan.blocks + block.index] = sum_lanes(load(carried.dA));
-    g.dbias[batch * plan.blocks + block.index] = sum_lanes(carried.dbias);
+    g.dA[batch * cut.blocks + block.index] = sum_lanes(load(carried.dA));
+    g.dbias[batch * cut.blocks + block.index] = sum_lanes(carried.dbias);
   } else {
     write_states(g.dA + row * s.states, s.states, block.lanes, carried.dA);
     write_lanes(g.dbias + row, block.lanes, carried.dbias);
@@ -102,18 +102,18 @@ inline void backward_share(const void* context, int64_t task) {
   const ScanBackward& g = *static_cast<const ScanBackward*>(context);
   const ScanForward& f = g.forward;
   const ScanShape& s = f.shape;
-  const Plan plan(s);
-  const Share share(s, plan, task);
-  const int64_t size = plan.padded * kLanes, count = share.last - share.first, channels = share.channels(s, plan);
+  const Cut cut(s);
+  const Share share(s, cut, task);
+  const int64_t size = cut.padded * kLanes, count = share.last - share.first, channels = share.channels(s, cut);
   const int64_t tile_floats = sizeof(BackwardTiles) / sizeof(float);
-  float* memory = scratch(tile_floats + (3 * count + 1) * size + 2 * count * kLanes + 2 * kTile * plan.padded);
+  float* memory = scratch(tile_floats + (3 * count + 1) * size + 2 * count * kLanes + 2 * kTile * cut.padded);
   BackwardTiles& tiles = *reinterpret_cast<BackwardTiles*>(memory);
   float* B = memory + tile_floats;
-  float* C = B + kTile * plan.padded;
-  float* before = C + kTile * plan.padded;
+  float* C = B + kTile * cut.padded;
+  float* before = C + kTile * cut.padded;
   float* carried_states = before + size;
   float* carried_sums = carried_states + 3 * count * size;
-  float* dBC = g.dBC + task * s.length * 2 * plan.padded;
+  float* dBC = g.dBC + task * s.length * 2 * cut.padded;
 
   auto carried_by = [&](int64_t k) {
     float* own = carried_states + 3 * k * size;
@@ -122,39 +122,39 @@ inline void backward_share(const void* context, int64_t task) {
   };
   std::memset(carried_states, 0, (3 * count * size + 2 * count * kLanes) * sizeof(float));
   for (int64_t k = 0; k < count; ++k) {
-    const Block block = share.block(s, plan, share.first + k);
+    const Block block = share.block(s, cut, share.first + k);
     const Carried carried = carried_by(k);
-    read_rates(s, f.A, block, plan.padded, carried.rates);
+    read_rates(s, f.A, block, cut.padded, carried.rates);
     if (g.dlast != nullptr) {
       const float* from = g.dlast + (share.batch * s.channels() + block.channel) * s.states;
-      read_states(from, s.states, plan.padded, block.lanes, carried.dstate);
+      read_states(from, s.states, cut.padded, block.lanes, carried.dstate);
     }
   }
-  for (int64_t tile = plan.tiles - 1; tile >= 0; --tile) {
+  for (int64_t tile = cut.tiles - 1; tile >= 0; --tile) {
     Place at{share.batch, tile * kTile, share.group * s.states,
              static_cast<int>(smaller(kTile, s.length - tile * kTile)), 0};
-    read_rows(f.B, at, s.states, plan.padded, B);
-    read_rows(f.C, at, s.states, plan.padded, C);
-    float* tile_dBC = dBC + at.start * 2 * plan.padded;
-    std::memset(tile_dBC, 0, at.steps * 2 * plan.padded * sizeof(float));
+    read_rows(f.B, at, s.states, cut.padded, B);
+    read_rows(f.C, at, s.states, cut.padded, C);
+    float* tile_dBC = dBC + at.start * 2 * cut.padded;
+    std::memset(tile_dBC, 0, at.steps * 2 * cut.padded * sizeof(float));
     for (int64_t k = 0; k < count; ++k) {
-      const Block block = share.block(s, plan, share.first + k);
+      const Block block = share.block(s, cut, share.first + k);
       Carried carried = carried_by(k);
       at.channel = block.channel;
       at.lanes = block.lanes;
-      fetch_before(g, share.part_ahead(s, plan, tile - 1, k), channels);
+      fetch_before(g, share.part_ahead(s, cut, tile - 1, k), channels);
       read_inputs(f, g.dout, at, block, carried.rates, tiles);
-      const int64_t row = (share.batch * plan.tiles + tile) * s.channels() + block.channel;
-      read_states(f.checkpoints + row * s.states, s.states, plan.padded, block.lanes, before);
-      const SetRows set{plan.padded, carried.rates, B, C, before, carried.dstate, carried.dA, tile_dBC};
+      const int64_t row = (share.batch * cut.tiles + tile) * s.channels() + block.channel;
+      read_states(f.checkpoints + row * s.states, s.states, cut.padded, block.lanes, before);
+      const SetRows set{cut.padded, carried.rates, B, C, before, carried.dstate, carried.dA, tile_dBC};
       (s.per_head ? through_states<true> : through_states<false>)(at.steps, set, tiles);
-      write_gradients(g, plan, at, block, carried, tiles);
+      write_gradients(g, cut, at, block, carried, tiles);
       store(carried_sums + 2 * k * kLanes, carried.dD);
       store(carried_sums + (2 * k + 1) * kLanes, carried.dbias);
     }
   }
   for (int64_t k = 0; k < count; ++k) {
-    write_sums(g, plan, share.batch, share.block(s, plan, share.first + k), carried_by(k));
+    write_sums(g, cut, share.batch, share.block(s, cut, share.first + k), carried_by(k));
   }
 }
 
@@ -162,14 +162,14 @@ inline void backward_share(const void* context, int64_t task) {
 inline void add_shares(const void* context, int64_t task) {
   const ScanBackward& g = *static_cast<const ScanBackward*>(context);
   const ScanShape& s = g.forward.shape;
-  const Plan plan(s);
-  const int64_t tile = task % plan.tiles, group = task / plan.tiles % s.groups, batch = task / plan.tiles / s.groups;
-  const int64_t row = 2 * plan.padded, end = smaller(s.length, (tile + 1) * kTile);
+  const Cut cut(s);
+  const int64_t tile = task % cut.tiles, group = task / cut.tiles % s.groups, batch = task / cut.tiles / s.groups;
+  const int64_t row = 2 * cut.padded, end = smaller(s.length, (tile + 1) * kTile);
   float* sums = scratch(row);
   for (int64_t t = tile * kTile; t < end; ++t) {
-    const float* parts = g.dBC + ((batch * s.groups + group) * plan.shares * s.length + t) * row;
+    const float* parts = g.dBC + ((batch * s.groups + group) * cut.shares * s.length + t) * row;
     std::memcpy(sums, parts, row * sizeof(float));
-    for (int64_t share = 1; share < plan.shares; ++share) {
+    for (int64_t share = 1; share < cut.shares; ++share) {
       const float* part = parts + share * s.length * row;
       for (int64_t i = 0; i < row; ++i) sums[i] += part[i];
     }
@@ -178,15 +178,15 @@ inline void add_shares(const void* context, int64_t task) {
       const int64_t at_B = batch * g.dB.batch_stride + t * g.dB.length_stride + channel * g.dB.channel_stride;
       const int64_t at_C = batch * g.dC.batch_stride + t * g.dC.length_stride + channel * g.dC.channel_stride;
       write_one(g.dB, at_B, sums[n]);
-      write_one(g.dC, at_C, sums[plan.padded + n]);
+      write_one(g.dC, at_C, sums[cut.padded + n]);
     }
   }
 }
 
 inline void scan_backward(const ScanBackward& g, int threads) {
-  const Plan plan(g.forward.shape);
-  parallel(plan.tasks, threads, backward_share, &g);
-  parallel(g.forward.shape.batch * g.forward.shape.groups * plan.tiles, threads, add_shares, &g);
+  const Cut cut(g.forward.shape);
+  parallel(cut.tasks, threads, backward_share, &g);
+  parallel(g.forward.shape.batch * g.forward.shape.groups * cut.tiles, threads, add_shares, &g);
 }
 
 }  // namespace HMP_ISA

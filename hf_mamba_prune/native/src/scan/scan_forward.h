@@ -1,7 +1,7 @@
 // The selective scan, forward: h = exp(dt A) h + dt u B; y = C h + D u; out = y silu(z).
 #pragma once
 #include "threads/pool.h"
-#include "scan/scan_plan.h"
+#include "scan/scan_cut.h"
 
 namespace hmp {
 namespace HMP_ISA {
@@ -48,7 +48,7 @@ struct alignas(64) ForwardTiles {
       y[kTile * kLanes];
 };
 
-inline void forward_block(const ScanForward& f, const Plan& plan, const Place& at, const Block& block,
+inline void forward_block(const ScanForward& f, const Cut& cut, const Place& at, const Block& block,
                           const float* rates, const float* B, const float* C, float* state, ForwardTiles& tiles) {
   const ScanShape& s = f.shape;
   read_tile(f.u, at, tiles.u);
@@ -60,7 +60,7 @@ inline void forward_block(const ScanForward& f, const Plan& plan, const Place& a
     store(tiles.y + i, u * skip);
     if (s.per_head) store(tiles.decay + i, exp2(dt * load(rates)));
   }
-  (s.per_head ? advance_all<true> : advance_all<false>)(at.steps, plan.padded, tiles.dt, tiles.dtu, tiles.decay, rates,
+  (s.per_head ? advance_all<true> : advance_all<false>)(at.steps, cut.padded, tiles.dt, tiles.dtu, tiles.decay, rates,
                                                         B, C, state, tiles.y);
   if (f.z) {
     read_tile(f.z, at, tiles.z);
@@ -76,64 +76,64 @@ inline void forward_share(const void* context, int64_t task) {
   const FlushDenormals flush;
   const ScanForward& f = *static_cast<const ScanForward*>(context);
   const ScanShape& s = f.shape;
-  const Plan plan(s);
-  const Share share(s, plan, task);
-  const int64_t block_states = plan.padded * kLanes, count = share.last - share.first;
-  const int64_t channels = share.channels(s, plan);
-  float* rates = scratch(2 * count * block_states + 2 * kTile * plan.padded);
+  const Cut cut(s);
+  const Share share(s, cut, task);
+  const int64_t block_states = cut.padded * kLanes, count = share.last - share.first;
+  const int64_t channels = share.channels(s, cut);
+  float* rates = scratch(2 * count * block_states + 2 * kTile * cut.padded);
   float* state = rates + count * block_states;
   float* B = state + count * block_states;
-  float* C = B + kTile * plan.padded;
+  float* C = B + kTile * cut.padded;
   ForwardTiles tiles;
 
   for (int64_t k = 0; k < count; ++k) {
-    const Block block = share.block(s, plan, share.first + k);
-    read_rates(s, f.A, block, plan.padded, rates + k * block_states);
+    const Block block = share.block(s, cut, share.first + k);
+    read_rates(s, f.A, block, cut.padded, rates + k * block_states);
     float* own = state + k * block_states;
     if (f.initial != nullptr) {
       const float* from = f.initial + (share.batch * s.channels() + block.channel) * s.states;
-      read_states(from, s.states, plan.padded, block.lanes, own);
+      read_states(from, s.states, cut.padded, block.lanes, own);
     } else {
       std::memset(own, 0, block_states * sizeof(float));
     }
   }
-  for (int64_t tile = 0; tile < plan.tiles; ++tile) {
+  for (int64_t tile = 0; tile < cut.tiles; ++tile) {
     Place at{share.batch, tile * kTile, share.group * s.states,
              static_cast<int>(smaller(kTile, s.length - tile * kTile)), 0};
-    read_rows(f.B, at, s.states, plan.padded, B);
-    read_rows(f.C, at, s.states, plan.padded, C);
+    read_rows(f.B, at, s.states, cut.padded, B);
+    read_rows(f.C, at, s.states, cut.padded, C);
     for (int64_t k = 0; k < count; ++k) {
-      const Block block = share.block(s, plan, share.first + k);
+      const Block block = share.block(s, cut, share.first + k);
       float* own = state + k * block_states;
       if (f.checkpoints != nullptr) {
-        const int64_t row = (share.batch * plan.tiles + tile) * s.channels() + block.channel;
+        const int64_t row = (share.batch * cut.tiles + tile) * s.channels() + block.channel;
         write_states(f.checkpoints + row * s.states, s.states, block.lanes, own);
       }
       at.channel = block.channel;
       at.lanes = block.lanes;
-      const Place ahead = share.part_ahead(s, plan, tile + 1, k);
+      const Place ahead = share.part_ahead(s, cut, tile + 1, k);
       fetch_rows(f.u, ahead, channels);
       if (!s.per_head) fetch_rows(f.delta, ahead, channels);
       if (f.z) fetch_rows(f.z, ahead, channels);
       fetch_rows<true>(f.out, ahead, channels);
-      forward_block(f, plan, at, block, rates + k * block_states, B, C, own, tiles);
+      forward_block(f, cut, at, block, rates + k * block_states, B, C, own, tiles);
     }
   }
   if (f.last == nullptr) return;
   for (int64_t k = 0; k < count; ++k) {
-    const Block block = share.block(s, plan, share.first + k);
+    const Block block = share.block(s, cut, share.first + k);
     float* to = f.last + (share.batch * s.channels() + block.channel) * s.states;
     write_states(to, s.states, block.lanes, state + k * block_states);
   }
 }
 
 inline void scan_forward(const ScanForward& f, int threads) {
-  parallel(Plan(f.shape).tasks, threads, forward_share, &f);
+  parallel(Cut(f.shape).tasks, threads, forward_share, &f);
 }
 
 inline ScanSizes scan_sizes(const ScanShape& s) {
-  const Plan plan(s);
-  return {kTile, plan.tiles, plan.blocks, plan.shares, plan.padded};
+  const Cut cut(s);
+  return {kTile, cut.tiles, cut.blocks, cut.shares, cut.padded};
 }
 
 }  // namespace HMP_ISA

@@ -1,6 +1,6 @@
 // The inner loops of the scan's backward: through one tile of one block, forward to recompute, then backward.
 #pragma once
-#include "scan/scan_plan.h"
+#include "scan/scan_cut.h"
 
 namespace hmp {
 namespace HMP_ISA {

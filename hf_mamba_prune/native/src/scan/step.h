@@ -1,7 +1,7 @@
 // One moment of the scan and of the convolution, for decoding token by token: the state is updated in place.
 #pragma once
 #include "threads/pool.h"
-#include "scan/scan_plan.h"
+#include "scan/scan_cut.h"
 
 namespace hmp {
 namespace HMP_ISA {
@@ -53,8 +53,8 @@ inline void step_block(const StateStep& s, int64_t batch, const Block& block, co
 inline void step_share(const void* context, int64_t task) {
   const FlushDenormals flush;
   const StateStep& s = *static_cast<const StateStep*>(context);
-  const Plan plan(s.shape);
-  const Share share(s.shape, plan, task);
+  const Cut cut(s.shape);
+  const Share share(s.shape, cut, task);
   const int64_t width = ceil_div(s.shape.states, kLanes) * kLanes;
   float* B = scratch(2 * width);
   float* C = B + width;
@@ -62,14 +62,14 @@ inline void step_share(const void* context, int64_t task) {
   read_rows(s.B, at, static_cast<int>(s.shape.states), static_cast<int>(width), B);
   read_rows(s.C, at, static_cast<int>(s.shape.states), static_cast<int>(width), C);
   for (int64_t k = share.first; k < share.last; ++k) {
-    step_block(s, share.batch, share.block(s.shape, plan, k), B, C);
+    step_block(s, share.batch, share.block(s.shape, cut, k), B, C);
   }
 }
 
 // Even a small state takes a region: it is all that parts torch's threads, should they meet on one core (see cores.h).
 inline void state_step(const StateStep& s, int threads) {
   const int64_t work = s.shape.batch * s.shape.channels() * s.shape.states;
-  parallel(Plan(s.shape).tasks, work < (1 << 13) ? 1 : threads, step_share, &s, true);
+  parallel(Cut(s.shape).tasks, work < (1 << 13) ? 1 : threads, step_share, &s, true);
 }
 
 // state: the last `kept` inputs, oldest first. The window of the convolution ends with x.

@@ -28,10 +28,10 @@ struct Block {
   int lanes;
 };
 
-struct Plan {
+struct Cut {
   int64_t blocks_per_head, blocks_per_group, blocks, shares, tasks, tiles, padded;
 
-  explicit Plan(const ScanShape& s)
+  explicit Cut(const ScanShape& s)
       : blocks_per_head(ceil_div(s.head_dim, kLanes)),
         blocks_per_group(s.heads / s.groups * blocks_per_head),
         blocks(s.heads * blocks_per_head),
@@ -45,33 +45,33 @@ struct Plan {
 struct Share {
   int64_t batch, group, index, first, last;
 
-  Share(const ScanShape& s, const Plan& plan, int64_t task) {
-    index = task % plan.shares;
-    group = task / plan.shares % s.groups;
-    batch = task / plan.shares / s.groups;
-    first = plan.blocks_per_group * index / plan.shares;
-    last = plan.blocks_per_group * (index + 1) / plan.shares;
+  Share(const ScanShape& s, const Cut& cut, int64_t task) {
+    index = task % cut.shares;
+    group = task / cut.shares % s.groups;
+    batch = task / cut.shares / s.groups;
+    first = cut.blocks_per_group * index / cut.shares;
+    last = cut.blocks_per_group * (index + 1) / cut.shares;
   }
 
-  Block block(const ScanShape& s, const Plan& plan, int64_t in_group) const {
-    const int64_t head = group * (s.heads / s.groups) + in_group / plan.blocks_per_head;
-    const int64_t inside = in_group % plan.blocks_per_head * kLanes;
-    return {group * plan.blocks_per_group + in_group, head, head * s.head_dim + inside,
+  Block block(const ScanShape& s, const Cut& cut, int64_t in_group) const {
+    const int64_t head = group * (s.heads / s.groups) + in_group / cut.blocks_per_head;
+    const int64_t inside = in_group % cut.blocks_per_head * kLanes;
+    return {group * cut.blocks_per_group + in_group, head, head * s.head_dim + inside,
             static_cast<int>(smaller(kLanes, s.head_dim - inside))};
   }
 
   // From the first channel of the first block to the last of the last.
-  int64_t channels(const ScanShape& s, const Plan& plan) const {
-    const Block end = block(s, plan, last - 1);
-    return end.channel + end.lanes - block(s, plan, first).channel;
+  int64_t channels(const ScanShape& s, const Cut& cut) const {
+    const Block end = block(s, cut, last - 1);
+    return end.channel + end.lanes - block(s, cut, first).channel;
   }
   // The rows of a tile that are to be asked for while the k-th block goes through the tile before; none where there is
   // no such tile.
-  Place part_ahead(const ScanShape& s, const Plan& plan, int64_t tile, int64_t k) const {
+  Place part_ahead(const ScanShape& s, const Cut& cut, int64_t tile, int64_t k) const {
     const int64_t start = tile * kTile, count = last - first;
     const int64_t steps = start < 0 || start >= s.length ? 0 : smaller(kTile, s.length - start);
     const int64_t from = steps * k / count, to = steps * (k + 1) / count;
-    return {batch, start + from, block(s, plan, first).channel, static_cast<int>(to - from), kLanes};
+    return {batch, start + from, block(s, cut, first).channel, static_cast<int>(to - from), kLanes};
   }
 };
 
