@@ -79,8 +79,7 @@ def prune(
         before, tasks_before = evaluation.run(model, tokenizer), evaluation.tasks.run(model, tokenizer)
     budget, repairs, trained = _prune_and_train(model, targets, config, sequences, recovery, tokens, meter)
     round_to(model, origin.saved_dtype or model.dtype)
-    sparsity = zeros.facts(model, config.sparsity, budget.total, budget.at_ceiling)
-    _refuse_unmasked(sparsity)
+    sparsity = _counted(zeros, model, config, budget)
     with meter.step("evaluate"):
         after, tasks_after = evaluation.run(model, tokenizer), evaluation.tasks.run(model, tokenizer)
     return PruningReport(
@@ -101,18 +100,20 @@ def prune(
     )
 
 
-def _refuse_unmasked(found: SparsityFacts) -> None:
-    """What is reported was counted; fewer zeros than the masks hold means that some masks were never applied.
+def _counted(zeros: ZeroCounter, model: PreTrainedModel, config: PruningConfig, budget: Budget) -> SparsityFacts:
+    """The zeros that are there; fewer than the masks hold means that some masks were never applied.
 
     Raises:
         RuntimeError: that happened.
     """
+    found = zeros.facts(model, config.sparsity, budget.total, budget.at_ceiling)
     if found.prunable.zeros < found.masked:
         untouched = [count.name for count in found.targets if count.zeros == 0]
         raise RuntimeError(
             f"{found.masked:,} weights were to become zero and only {found.prunable.zeros:,} are: the table of "
             f"architectures does not fit this model. {len(untouched)} weights have none, such as {untouched[:2]}."
         )
+    return found
 
 
 def _training_tokens(

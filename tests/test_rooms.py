@@ -45,7 +45,7 @@ MAY_IMPORT = {
 }
 """What each room, and each module of the story, may import; inside a room and inside the ground all may."""
 
-EVERYTHING = {"command", "__init__", "__main__"}
+EVERYTHING = {"command", "registration", "__init__", "__main__"}
 
 ONLY_IN = {"accelerate": {"training"}, "gradio": set(), "typer": {"command"}}
 HEAVY = {"transformers", "datasets", "evaluate", "huggingface_hub"}

@@ -20,12 +20,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import (
-    AutoModelForSequenceClassification,
-    AutoModelForTimeSeriesPrediction,
-    Mamba2Config,
     Mamba2Model,
     Mamba2PreTrainedModel,
-    MambaConfig,
     MambaModel,
     MambaPreTrainedModel,
 )
@@ -221,13 +217,3 @@ class Mamba2ForPrediction(_Prediction, Mamba2PreTrainedModel):
     """A Mamba-2 that forecasts several series; see the module's text for the config."""
 
     _backbone_class = Mamba2Model
-
-
-def register_heads() -> None:
-    """Let transformers' auto classes find the heads."""
-    for config, classifier, forecaster in (
-        (MambaConfig, MambaForSequenceClassification, MambaForPrediction),
-        (Mamba2Config, Mamba2ForSequenceClassification, Mamba2ForPrediction),
-    ):
-        AutoModelForSequenceClassification.register(config, classifier, exist_ok=True)
-        AutoModelForTimeSeriesPrediction.register(config, forecaster, exist_ok=True)
