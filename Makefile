@@ -4,17 +4,25 @@ VENV := .venv
 BIN := $(VENV)/bin
 SPACE := .venv-space
 READY := $(VENV)/.ready
+DEMO := $(VENV)/.ready-demo
+SOURCES := pyproject.toml constraints.txt hf_mamba_prune/native/CMakeLists.txt $(wildcard hf_mamba_prune/native/src/*/*)
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: setup demo test test-slow space test-space lint format clean
 
-$(READY): pyproject.toml constraints.txt hf_mamba_prune/native/CMakeLists.txt $(wildcard hf_mamba_prune/native/src/*/*)
+$(DEMO): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --editable ".[test,eval]"
-	touch $(READY)
+	$(PIP) --editable .
+	touch $(DEMO)
+
+$(READY): $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --editable ".[test,eval]"
+	touch $(DEMO) $(READY)
 
 setup: $(READY)
 
-demo: $(READY)
+demo: $(DEMO)
 	$(BIN)/hf-mamba-prune demo
 
 test: lint
@@ -38,10 +46,11 @@ test-space: $(SPACE)/.ready
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(SPACE) build
+	rm -rf $(VENV) $(SPACE) build hf_mamba_prune/native/_kernels.*

@@ -71,17 +71,18 @@ class PruningConfig:
         ValueError: a value is out of range, unknown, or contradicts another.
     """
 
-    sparsity: float | None = None
+    # None stands for a default that depends on the other fields; every field has its value once the object is made.
+    sparsity: float = None  # type: ignore[assignment]
     pattern: str = "unstructured"
     score: str = "fisher"
-    allocation: str | None = None
+    allocation: str = None  # type: ignore[assignment]
     alpha: float = 1.0
     gradient: str = "absolute"
-    ceiling: float | None = None
+    ceiling: float = None  # type: ignore[assignment]
     components: tuple[str, ...] = ()
     component_sparsity: Mapping[str, float] = field(default_factory=dict)
     schedule: str = "cubic"
-    steps: int | None = None
+    steps: int = None  # type: ignore[assignment]
     reconstruct: bool = True
     damping: float = 0.01
     calibration_samples: int = 128
@@ -222,7 +223,7 @@ class PruningConfig:
         Raises:
             ValueError: the folder or repository has no such file, or it is not a pruning config.
         """
-        path = Path(source) / CONFIG_NAME
+        path: Path | None = Path(source) / CONFIG_NAME
         if not Path(source).is_dir():
             path = _downloaded(str(source), revision)
         if path is None or not path.is_file():

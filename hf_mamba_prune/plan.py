@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.masks.budget import total_to_prune
@@ -15,6 +15,7 @@ from hf_mamba_prune.masks.calibration import GRADIENT_TERMS
 from hf_mamba_prune.masks.scores import build_score
 from hf_mamba_prune.measure.environment import in_bfloat16
 from hf_mamba_prune.models.architectures import architecture_of
+from hf_mamba_prune.models.model_config import config_of
 from hf_mamba_prune.models.targets import find_targets
 from hf_mamba_prune.texts.sequences import REPAIR_PARTS, SCORE_PARTS
 
@@ -49,7 +50,11 @@ class Plan:
 
 
 def make_plan(
-    model: nn.Module, config: PruningConfig, training_tokens: int = 0, batch_tokens: int = 0, distill: bool = False
+    model: PreTrainedModel,
+    config: PruningConfig,
+    training_tokens: int = 0,
+    batch_tokens: int = 0,
+    distill: bool = False,
 ) -> Plan:
     """Plan a run.
 
@@ -72,7 +77,9 @@ def make_plan(
     needs = build_score(config).needs
     sums = sum(need in GRADIENT_TERMS for need in needs)
     tokens = config.calibration_length * (1 if sums else config.batch_size)
-    inner = max(block.d_inner(model.config) for block in architecture_of(model.config).blocks(model.config))
+    inner = max(
+        block.d_inner(config_of(model)) for block in architecture_of(config_of(model)).blocks(config_of(model))
+    )
     layers = model.config.num_hidden_layers if sums else 1
     activations = tokens * (inner * _ACTIVATIONS * layers + 3 * model.config.vocab_size)
     per_token = 2 * weights * (3 if sums else 1) if needs else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -68,7 +69,7 @@ def prune(
     targets = find_targets(model, config.components)
     total_to_prune(targets, config, config.sparsity)  # what cannot be is said before the work, not after it
     check_inputs(targets, build_score(config).needs)
-    origin = origin or Origin(model.name_or_path)
+    origin = origin or Origin(model.name_or_path or type(model).__name__)
     evaluation = evaluation or Evaluation()
     facts = model_facts(model, origin)
     measured = recovery is None or not recovery.gradual or config.measure == "calibration"  # or in training
@@ -87,7 +88,7 @@ def prune(
         command=origin.command,
         model=facts,
         sparsity=sparsity,
-        calibration=None if sequences is None else _calibration_facts(calibration.name, sequences),
+        calibration=None if calibration is None or sequences is None else _calibration_facts(calibration, sequences),
         before=before,
         after=after,
         tasks_before=tasks_before,
@@ -140,14 +141,18 @@ def _prune_and_train(
 ) -> tuple[Budget, tuple[RepairFacts, ...], RecoveryFacts | None]:
     """Prune at rest and train then, or prune in training."""
     teacher = copy.deepcopy(model) if recovery is not None and recovery.distill else None
-    budget, repairs = None, ()
+    budget: Budget | None = None
+    repairs: tuple[RepairFacts, ...] = ()
+    trained: RecoveryFacts | None = None
     if recovery is None or not recovery.gradual:
         budget, repairs = _prune_in_steps(model, targets, config, sequences, meter)
-    if recovery is None:
-        return budget, repairs, None
-    with meter.step("recover"):
-        trained, pruner = recover(model, tokens, config, recovery, teacher, sequences)
-    return budget or pruner.budget, repairs, trained
+    if recovery is not None and tokens is not None:
+        with meter.step("recover"):
+            trained, pruner = recover(model, tokens, config, recovery, teacher, sequences)
+        budget = budget or pruner.budget
+    if budget is None:
+        raise RuntimeError("the training ended before its first pruning step: give it more steps.")
+    return budget, repairs, trained
 
 
 def _prune_in_steps(
@@ -171,16 +176,16 @@ def _prune_in_steps(
             for own in statistics.values():
                 own.fade(_REMEMBERED)
             if score.needs:
-                seen = part_of_step(sequences, step, config.steps, SCORE_PARTS, config.seed)
+                seen = part_of_step(_given(sequences), step, config.steps, SCORE_PARTS, config.seed)
                 statistics = calibrate(model, targets, seen, score.needs, config.batch_size, bf16, statistics)
             if config.allocation == "sensitivity" and step == 1:
-                curves = measure_curves(model, targets, score, statistics, sequences, config)
+                curves = measure_curves(model, targets, score, statistics, _given(sequences), config)
         with meter.step("mask"):
             budget, mask_of = choose_masks(model, targets, score, statistics, config, sparsity, curves)
             apply_masks(model, outside, mask_of)
         if config.reconstruct:
             with meter.step("reconstruct"):
-                seen = part_of_step(sequences, step, config.steps, REPAIR_PARTS, config.seed)
+                seen = part_of_step(_given(sequences), step, config.steps, REPAIR_PARTS, config.seed)
                 repairs = repair(MemoryBlocks(model), targets, mask_of, dense, seen, config.damping, bf16)
         tell("prune", step, config.steps, sparsity=sparsity)
     return budget, repairs
@@ -195,16 +200,26 @@ def needs_data(config: PruningConfig) -> bool:
     return config.reconstruct or config.allocation == "sensitivity" or bool(build_score(config).needs)
 
 
+_Data = TypeVar("_Data", torch.Tensor, TextSource)
+
+
+def _given(data: _Data | None) -> _Data:
+    if data is None:
+        raise ValueError("scores and reconstruction are measured on data: give a calibration text.")
+    return data
+
+
 def _sequences(
     tokenizer: PreTrainedTokenizerBase, config: PruningConfig, calibration: TextSource | None
 ) -> torch.Tensor | None:
     if not needs_data(config):
         return None
-    if calibration is None:
-        raise ValueError("scores and reconstruction are measured on data: give a calibration text.")
-    return sample_sequences(calibration, tokenizer, config.calibration_samples, config.calibration_length, config.seed)
+    return sample_sequences(
+        _given(calibration), tokenizer, config.calibration_samples, config.calibration_length, config.seed
+    )
 
 
-def _calibration_facts(name: str, sequences: torch.Tensor) -> CalibrationFacts:
+def _calibration_facts(text: TextSource, sequences: torch.Tensor) -> CalibrationFacts:
     digest = hashlib.sha256(sequences.numpy().tobytes()).hexdigest()
-    return CalibrationFacts(name, *sequences.shape, digest)
+    samples, length = sequences.shape
+    return CalibrationFacts(text.name, samples, length, digest)

@@ -50,7 +50,7 @@ EVERYTHING = {"command", "registration", "__init__", "__main__"}
 ONLY_IN = {"accelerate": {"training"}, "gradio": set(), "typer": {"command"}}
 HEAVY = {"transformers", "datasets", "evaluate", "huggingface_hub"}
 NOT_IN = {name: HEAVY - {"huggingface_hub"} | {"torch", "numpy"} for name in GROUND | {"demo"}}
-NOT_IN |= {"masks": HEAVY, "repair": HEAVY}
+NOT_IN |= {room: HEAVY - {"transformers"} for room in ("masks", "repair")}
 
 
 def piece(path: Path) -> str:

@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 from hf_mamba_prune.models.components import Tap
 from hf_mamba_prune.models.targets import Target
@@ -81,7 +83,7 @@ Statistics = dict[str, TargetStatistics]
 
 
 def calibrate(
-    model: nn.Module,
+    model: PreTrainedModel,
     targets: Sequence[Target],
     sequences: torch.Tensor,
     needs: frozenset[Need],
@@ -124,12 +126,12 @@ def calibrate(
             for batch in track(sequences.split(step), "calibrate", "batch")
         ]
     if gradient_needs:
-        tell("calibrate", len(losses), len(losses), loss=sum(losses) / len(losses))
+        tell("calibrate", len(losses), len(losses), loss=sum(filter(None, losses)) / len(losses))
     _refuse_unseen(targets, statistics, needs)
     return dict(statistics)
 
 
-def _run(model: nn.Module, batch: torch.Tensor, backward: bool, bf16: bool) -> float | None:
+def _run(model: PreTrainedModel, batch: torch.Tensor, backward: bool, bf16: bool) -> float | None:
     """One pass; with its gradients, the loss."""
     with torch.autocast(batch.device.type, torch.bfloat16, enabled=bf16):
         logits = model(input_ids=batch, use_cache=False).logits
@@ -164,6 +166,17 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+def tap_of(target: Target) -> Tap:
+    """Where a target's input passes by.
+
+    Raises:
+        ValueError: nowhere; names the component.
+    """
+    if target.tap is None:
+        raise ValueError(f"component {target.component!r} has no measurable input: choose a score without one.")
+    return target.tap
+
+
 def check_inputs(targets: Sequence[Target], needs: frozenset[Need]) -> None:
     """Refuse targets whose input is wanted but cannot be measured.
 
@@ -171,21 +184,20 @@ def check_inputs(targets: Sequence[Target], needs: frozenset[Need]) -> None:
         ValueError: names the component.
     """
     for target in targets if needs & INPUT_NEEDS else ():
-        if target.tap is None:
-            raise ValueError(f"component {target.component!r} has no measurable input: choose a score without one.")
+        tap_of(target)
         if Need.INPUT_PRODUCT in needs and target.kind != "linear":
             raise ValueError(f"component {target.component!r} is not a linear map: choose a score without products.")
 
 
 @contextmanager
 def _input_hooks(
-    model: nn.Module, targets: Sequence[Target], statistics: Statistics, needs: frozenset[Need]
+    model: PreTrainedModel, targets: Sequence[Target], statistics: Statistics, needs: frozenset[Need]
 ) -> Iterator[None]:
     check_inputs(targets, needs)
     with ExitStack() as stack:
         for target in targets:
-            own = statistics[target.name]
-            stack.enter_context(observe(model, target.tap, lambda x, t=target, s=own: _add_input(s, t, x, needs)))
+            add = partial(_add_input, statistics[target.name], target, needs)
+            stack.enter_context(observe(model, tap_of(target), add))
         yield
 
 
@@ -208,7 +220,7 @@ def observe(model: nn.Module, tap: Tap, see: Callable[[torch.Tensor], None]) -> 
         handle.remove()
 
 
-def _add_input(statistics: TargetStatistics, target: Target, observed: torch.Tensor, needs: frozenset[Need]) -> None:
+def _add_input(statistics: TargetStatistics, target: Target, needs: frozenset[Need], observed: torch.Tensor) -> None:
     statistics.tokens += observed.shape[0] * observed.shape[1]
     if Need.INPUT_PRODUCT in needs:
         for sequence in observed.float():
@@ -233,7 +245,7 @@ def _lags(target: Target) -> range:
 
 @contextmanager
 def _gradient_hooks(
-    model: nn.Module, targets: Sequence[Target], statistics: Statistics, needs: Sequence[Need]
+    model: PreTrainedModel, targets: Sequence[Target], statistics: Statistics, needs: Sequence[Need]
 ) -> Iterator[None]:
     """Let gradients flow to the targets only; each is taken and freed as soon as the backward pass has made it."""
     before = {name: (p.requires_grad, p.grad) for name, p in model.named_parameters()}
@@ -243,9 +255,10 @@ def _gradient_hooks(
             parameter.requires_grad_(False)
             parameter.grad = None
         for target in targets:
-            parameter = model.get_parameter(target.name).requires_grad_(True)
+            watched = model.get_parameter(target.name)
+            watched.requires_grad_(True)
             take = _taker(target, statistics[target.name], needs)
-            stack.callback(parameter.register_post_accumulate_grad_hook(take).remove)
+            stack.callback(watched.register_post_accumulate_grad_hook(take).remove)
         yield
 
 
@@ -254,8 +267,9 @@ def _restore(parameter: nn.Parameter, requires_grad: bool, gradient: torch.Tenso
     parameter.grad = gradient
 
 
-def _taker(target: Target, statistics: TargetStatistics, needs: Sequence[Need]) -> Callable[[nn.Parameter], None]:
-    def take(parameter: nn.Parameter) -> None:
+def _taker(target: Target, statistics: TargetStatistics, needs: Sequence[Need]) -> Callable[[torch.Tensor], None]:
+    def take(parameter: torch.Tensor) -> None:
+        assert parameter.grad is not None  # torch calls this when it has just made it
         gradient = parameter.grad.float().view(target.shape)
         parameter.grad = None
         for need in needs:

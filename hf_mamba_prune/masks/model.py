@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.masks.allocations import Curves
 from hf_mamba_prune.masks.budget import Budget, allocate
-from hf_mamba_prune.masks.calibration import Statistics
+from hf_mamba_prune.masks.calibration import Statistics, TargetStatistics
 from hf_mamba_prune.masks.scores import Score
 from hf_mamba_prune.masks.tensor import MaskOf, target_mask
 from hf_mamba_prune.models.shards import WHOLE, Shard
@@ -23,7 +23,7 @@ _SMALLEST = 2.0**-149
 
 @torch.no_grad()
 def choose_masks(
-    model: nn.Module,
+    model: PreTrainedModel,
     targets: Sequence[Target],
     score: Score,
     statistics: Statistics,
@@ -36,7 +36,7 @@ def choose_masks(
 
     def score_of(target: Target) -> torch.Tensor:
         weight = target.weight(model)
-        scores = score(target, weight, statistics.get(target.name))
+        scores = score(target, weight, statistics.get(target.name, TargetStatistics()))
         if not score.needs:
             return scores
         # A live weight without a gradient scores 0, but must not tie with those that are gone: they go first.
@@ -47,7 +47,7 @@ def choose_masks(
 
 
 @torch.no_grad()
-def apply_masks(model: nn.Module, targets: Sequence[Target], mask_of: MaskOf) -> None:
+def apply_masks(model: PreTrainedModel, targets: Sequence[Target], mask_of: MaskOf) -> None:
     """Set the weights that the masks do not keep to zero."""
     for target in track(targets, "mask", "weight"):
         target.weight(model).masked_fill_(~mask_of(target), 0)

@@ -85,8 +85,10 @@ def lowest(visit: Visit, count: int, total: int, seed: int, shard: Shard = WHOLE
         return Threshold(0, 0, 0, seed)
 
     def keys(prefix: int, done: int, bits: int) -> torch.Tensor:
-        own = (native.radix_histogram(scores.flatten(), prefix, done, bits).cpu() for _, scores in visit())
-        return shard.sum(sum(own))
+        histogram = torch.zeros(1 << bits, dtype=torch.int64)
+        for _, scores in visit():
+            histogram += native.radix_histogram(scores.flatten(), prefix, done, bits).cpu()
+        return shard.sum(histogram)
 
     near = _near_sample(visit, count, total) if shard.process_group is None else None
     if near:

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import nn
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.masks.allocations import Curves
-from hf_mamba_prune.masks.calibration import Statistics, evaluation_mode
+from hf_mamba_prune.masks.calibration import Statistics, TargetStatistics, evaluation_mode
 from hf_mamba_prune.masks.scores import Score
 from hf_mamba_prune.masks.slots import Slot, make_slots, weights_to_prune
 from hf_mamba_prune.masks.tensor import tensor_mask
@@ -34,7 +34,7 @@ class Prober:
     """
 
     def __init__(
-        self, model: nn.Module, score: Score, statistics: Statistics, seed: int, loss: Callable[[], float]
+        self, model: PreTrainedModel, score: Score, statistics: Statistics, seed: int, loss: Callable[[], float]
     ) -> None:
         self._model, self._score, self._statistics, self._seed = model, score, statistics, seed
         self._loss = loss
@@ -46,7 +46,9 @@ class Prober:
         with _restored([slot.target.weight(self._model) for slot in slots]):
             for slot in slots:
                 weight = slot.target.weight(self._model)
-                scores = slot.cut(self._score(slot.target, weight, self._statistics.get(slot.target.name)))
+                scores = slot.cut(
+                    self._score(slot.target, weight, self._statistics.get(slot.target.name, TargetStatistics()))
+                )
                 keep = tensor_mask(scores, weights_to_prune(level, slot.size), slot.name, self._seed)
                 slot.cut(weight).masked_fill_(~keep, 0)
             yield
@@ -76,7 +78,7 @@ class Prober:
 
 
 def measure_curves(
-    model: nn.Module,
+    model: PreTrainedModel,
     targets: Sequence[Target],
     score: Score,
     statistics: Statistics,
@@ -103,7 +105,7 @@ def measure_curves(
 
 
 @torch.no_grad()
-def _loss(model: nn.Module, sequences: torch.Tensor) -> float:
+def _loss(model: PreTrainedModel, sequences: torch.Tensor) -> float:
     """Mean cross-entropy in nats per token."""
     total = 0.0
     with evaluation_mode(model):

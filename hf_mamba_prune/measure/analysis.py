@@ -19,6 +19,7 @@ from hf_mamba_prune.masks.slots import Slot, weights_to_prune
 from hf_mamba_prune.measure.evaluation import Evaluation
 from hf_mamba_prune.measure.stability import Decay, measure_decay
 from hf_mamba_prune.models.architectures import architecture_of
+from hf_mamba_prune.models.model_config import config_of
 from hf_mamba_prune.models.targets import Target, block_prefix, components_of, find_targets
 from hf_mamba_prune.progress import track
 
@@ -116,7 +117,7 @@ def analyze(
     score = build_score(config)
     known = [own for own in components_of(model) if own.kind != "state"]
     if score.needs & INPUT_NEEDS:
-        known = [own for own in known if own.tap(model.config) is not None]
+        known = [own for own in known if own.tap(config_of(model)) is not None]
     if Need.INPUT_PRODUCT in score.needs:
         known = [own for own in known if own.kind == "linear"]
     targets = find_targets(model, tuple(own.name for own in known))
@@ -162,7 +163,7 @@ def _by_component(targets: Sequence[Target]) -> dict[str, list[Slot]]:
 
 def _state_curves(model: PreTrainedModel, prober: Prober, levels: Sequence[float]) -> list[Curve]:
     """States of the recurrence, those with the shortest memory ended first; zeros would not remove them."""
-    blocks = architecture_of(model.config).blocks(model.config)
+    blocks = architecture_of(config_of(model)).blocks(config_of(model))
     names = [
         block_prefix(model, index) + block.recurrence.rates for index, block in enumerate(blocks) if block.recurrence
     ]

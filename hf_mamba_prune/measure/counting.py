@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
+from transformers import PreTrainedModel
 
 from hf_mamba_prune.models.shards import local, shard_of
 from hf_mamba_prune.models.targets import Target
@@ -14,11 +14,13 @@ from hf_mamba_prune.report import Count, SparsityFacts
 class ZeroCounter:
     """Counts when it is made, and again when asked for the facts: on every rank, where FSDP2 divides the weights."""
 
-    def __init__(self, model: nn.Module, targets: Sequence[Target]) -> None:
+    def __init__(self, model: PreTrainedModel, targets: Sequence[Target]) -> None:
         self._targets = targets
         self._before = self._count(model)
 
-    def facts(self, model: nn.Module, asked: float, masked: int, at_ceiling: tuple[str, ...] = ()) -> SparsityFacts:
+    def facts(
+        self, model: PreTrainedModel, asked: float, masked: int, at_ceiling: tuple[str, ...] = ()
+    ) -> SparsityFacts:
         """What came of a run.
 
         Args:
@@ -46,7 +48,7 @@ class ZeroCounter:
             at_ceiling=at_ceiling,
         )
 
-    def _count(self, model: nn.Module) -> dict[str, list[int]]:
+    def _count(self, model: PreTrainedModel) -> dict[str, list[int]]:
         """Zeros of every target, for each of its ranges of rows; of the whole model under the empty name."""
         shard = shard_of(model, [target.name for target in self._targets])
         counts = {}

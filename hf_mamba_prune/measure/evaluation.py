@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 
 import evaluate
 import torch
-from torch import nn
 from torch.nn import functional as F
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mamba_prune.masks.calibration import evaluation_mode
 from hf_mamba_prune.measure.metrics import BitsPerByte, Perplexity
@@ -57,7 +56,7 @@ class Evaluation:
         if self.max_windows is not None and self.max_windows < 1:
             raise ValueError(f"max_windows is {self.max_windows}; expected at least 1.")
 
-    def run(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> tuple[LanguageMetrics, ...]:
+    def run(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[LanguageMetrics, ...]:
         """Measure a causal language model, in its own dtype, on every text.
 
         Raises:
@@ -66,7 +65,9 @@ class Evaluation:
         """
         return tuple(self._measure(model, tokenizer, text) for text in self.texts)
 
-    def _measure(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, source: TextSource) -> LanguageMetrics:
+    def _measure(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: TextSource
+    ) -> LanguageMetrics:
         stride = self.window if self.stride is None else self.stride
         ids = torch.tensor(tokenizer(source.joined(), add_special_tokens=False, verbose=False).input_ids)
         spans = _spans(len(ids), self.window, stride)[: self.max_windows]
@@ -115,7 +116,7 @@ def _units(total: int, share: float, losses: list[float]) -> list[int]:
 
 def _spans(tokens: int, window: int, stride: int) -> list[tuple[int, int, int]]:
     """(start, stop, first scored token) of each window; the last one may be shorter."""
-    spans = []
+    spans: list[tuple[int, int, int]] = []
     for start in range(0, max(tokens - 1, 0), stride):
         stop = min(start + window, tokens)
         first = start if stride == window or start == 0 else spans[-1][1]
@@ -126,7 +127,7 @@ def _spans(tokens: int, window: int, stride: int) -> list[tuple[int, int, int]]:
 
 
 @torch.no_grad()
-def _losses(model: nn.Module, ids: torch.Tensor, spans: list[tuple[int, int, int]]) -> list[float]:
+def _losses(model: PreTrainedModel, ids: torch.Tensor, spans: list[tuple[int, int, int]]) -> list[float]:
     with evaluation_mode(model):
         return [
             _window_loss(model, ids[start:stop].to(model.device)[None], max(first - start, 1))
@@ -134,7 +135,7 @@ def _losses(model: nn.Module, ids: torch.Tensor, spans: list[tuple[int, int, int
         ]
 
 
-def _window_loss(model: nn.Module, ids: torch.Tensor, first: int) -> float:
+def _window_loss(model: PreTrainedModel, ids: torch.Tensor, first: int) -> float:
     """Summed loss in nats of tokens `first` and later of ids (1, l), given all before them.
 
     The head runs on a few hundred positions at a time: the logits of a whole window over 50,280 words take 400 MB.

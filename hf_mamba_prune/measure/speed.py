@@ -87,7 +87,9 @@ def _end_with_parent() -> None:
     """Let this process end when the one that asked for it is killed: it would hold its memory for ever."""
 
     def watch() -> None:
-        wait([multiprocessing.parent_process().sentinel])
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            wait([parent.sentinel])
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -114,7 +116,9 @@ def measure(name: str, folder: Path, new_tokens: int, threads: int) -> SpeedFact
     with use_native(model) if name == NATIVE else nullcontext():
         clock = TokenClock()
         never = model.config.vocab_size  # as the end of a text; a least length would cost time with each token
-        model.generate(ids[:, :8], max_new_tokens=new_tokens, eos_token_id=never, do_sample=False, streamer=clock)
+        model.generate(  # type: ignore[operator]  # transformers types it as a tensor
+            ids[:, :8], max_new_tokens=new_tokens, eos_token_id=never, do_sample=False, streamer=clock
+        )
         memory = process.memory_info().rss - before
         prefill = min(_seconds_of_prefill(model, ids) for _ in range(1 if name == STOCK else 3))
     return SpeedFacts(

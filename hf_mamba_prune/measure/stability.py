@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from hf_mamba_prune.masks.calibration import evaluation_mode, observe
 from hf_mamba_prune.models.architectures import architecture_of
 from hf_mamba_prune.models.components import Recurrence
+from hf_mamba_prune.models.model_config import config_of
 from hf_mamba_prune.models.targets import block_prefix
 
 
@@ -46,12 +47,12 @@ def measure_decay(model: PreTrainedModel, sequences: torch.Tensor) -> tuple[Deca
     watchers: dict[int, _Watcher] = {}
     with ExitStack() as stack:
         stack.enter_context(evaluation_mode(model))
-        for layer, block in enumerate(architecture_of(model.config).blocks(model.config)):
+        for layer, block in enumerate(architecture_of(config_of(model)).blocks(config_of(model))):
             if block.recurrence is None:
                 continue
             prefix = block_prefix(model, layer)
             watchers[layer] = _Watcher(model, prefix, block.recurrence)
-            tap = block.recurrence.tap(model.config)
+            tap = block.recurrence.tap(config_of(model))
             stack.enter_context(observe(model, replace(tap, module=prefix + tap.module), watchers[layer]))
         for ids in sequences.to(model.device).split(1):
             model.base_model(input_ids=ids, use_cache=False)

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
-from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mamba_prune.config import closest
 from hf_mamba_prune.masks.calibration import evaluation_mode
@@ -89,7 +88,7 @@ class ZeroShot:
                 if task not in known:
                     raise ValueError(closest("task", task, tuple(known)))
 
-    def run(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> tuple[TaskMetrics, ...]:
+    def run(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[TaskMetrics, ...]:
         """Measure a causal language model, in its own dtype.
 
         Raises:
@@ -137,7 +136,7 @@ def _read_rows(path: Path) -> list[dict]:
     """
     if not path.is_file():
         raise ValueError(f"there is no task file {path}.")
-    rows = []
+    rows: list[dict] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if not line.strip():
             continue

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from hf_mamba_prune.models.architectures import architecture_of
+from hf_mamba_prune.models.model_config import config_of
 from hf_mamba_prune.models.targets import block_prefix
 
 
@@ -32,18 +34,18 @@ class BlockSource(Protocol):
 class MemoryBlocks:
     """The blocks of a model that is in memory as a whole."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
-        self._base = model.base_model
-        self._blocks = self._base.get_submodule(architecture_of(model.config).layers)
+        layers = architecture_of(config_of(model)).layers
+        self._blocks = cast(nn.ModuleList, model.base_model.get_submodule(layers))
 
     def __len__(self) -> int:
         return len(self._blocks)
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Token ids (b, l) -> (b, l, d_model)."""
-        embeddings = self._base.get_input_embeddings()
-        return embeddings(tokens.to(embeddings.weight.device))
+        embeddings = self._model.get_input_embeddings()
+        return embeddings(tokens.to(self._model.device))
 
     def prefix(self, index: int) -> str:
         """`backbone.layers.3.`"""

@@ -15,6 +15,7 @@ usual `model_type`, its blocks are found by the table of architectures, and `Aut
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -24,8 +25,20 @@ from transformers import (
     Mamba2PreTrainedModel,
     MambaModel,
     MambaPreTrainedModel,
+    PreTrainedModel,
 )
 from transformers.modeling_outputs import ModelOutput, SequenceClassifierOutput
+
+if TYPE_CHECKING:
+
+    class _Base(PreTrainedModel):
+        """What the heads are mixed into: one of transformers' Mamba models."""
+
+        backbone: nn.Module
+        _backbone_class: type[PreTrainedModel]
+
+else:
+    _Base = object
 
 
 @dataclass
@@ -39,14 +52,14 @@ class PredictionOutput(ModelOutput):
         hidden_states: of every block, when asked for.
     """
 
-    loss: torch.FloatTensor | None = None
-    prediction_outputs: torch.FloatTensor | None = None
-    loc: torch.FloatTensor | None = None
-    scale: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    prediction_outputs: torch.Tensor | None = None
+    loc: torch.Tensor | None = None
+    scale: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
-class _Reader:
+class _Reader(_Base):
     """Runs the blocks over a sequence, in one direction or in both."""
 
     accepts_loss_kwargs = False  # the loss is a mean: the Trainer divides by its accumulation steps

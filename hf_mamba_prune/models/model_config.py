@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class ModelConfig(Protocol):
@@ -28,3 +31,8 @@ class ModelConfig(Protocol):
 
     def __getattr__(self, name: str) -> Any:
         """Fields that only some model types have, such as `time_step_rank` or `n_groups`."""
+
+
+def config_of(model: PreTrainedModel) -> ModelConfig:
+    """The config of a model, as the table of architectures reads it."""
+    return cast(ModelConfig, model.config)

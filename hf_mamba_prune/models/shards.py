@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import distributed, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor import Shard as Divided
 
@@ -83,17 +84,18 @@ def shard_of(model: nn.Module, names: Iterable[str]) -> Shard:
     divided = {name: value for name, value in parameters.items() if isinstance(value, DTensor)}
     if not divided:
         return WHOLE
-    first, meshes = {}, set()
+    first: dict[str, int] = {}
+    meshes: set[tuple[DeviceMesh, int]] = set()
     for name, value in divided.items():
         along = [i for i, placement in enumerate(value.placements) if placement == Divided(0)]
         if len(divided) < len(parameters) or len(along) != 1 or any(p.is_partial() for p in value.placements):
             raise ValueError(f"{name} is not divided by rows alone, as FSDP2 divides all weights: use fully_shard.")
-        mesh = value.device_mesh
-        meshes.add((mesh, along[0]))
+        mesh, dimension = value.device_mesh, along[0]
+        meshes.add((mesh, dimension))
         # The split of `torch.chunk`: all ranks but the last few hold as many rows.
-        share = -(-len(value) // mesh.size(along[0]))
-        first[name] = min(mesh.get_local_rank(along[0]) * share, len(value))
+        share = -(-len(value) // mesh.size(dimension))
+        first[name] = min(mesh.get_local_rank(dimension) * share, len(value))
     if len(meshes) > 1:
         raise ValueError("the weights are divided among different groups of ranks: use one mesh for all of them.")
-    mesh, along = meshes.pop()
-    return Shard(mesh.get_group(along), first, mesh.device_type)
+    mesh, dimension = meshes.pop()
+    return Shard(mesh.get_group(dimension), first, mesh.device_type)

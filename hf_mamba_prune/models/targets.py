@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from hf_mamba_prune.config import closest
 from hf_mamba_prune.models.architectures import EMBEDDINGS, LM_HEAD, TIED_EMBEDDINGS, architecture_of
 from hf_mamba_prune.models.components import Component, Kind, Tap
-from hf_mamba_prune.models.model_config import ModelConfig
+from hf_mamba_prune.models.model_config import ModelConfig, config_of
 from hf_mamba_prune.models.shards import local
 
 
@@ -63,7 +63,7 @@ class Target:
 def block_prefix(model: PreTrainedModel, index: int) -> str:
     """What the state-dict names of a block's weights begin with, `backbone.layers.3.`"""
     base = "" if model.base_model is model else model.base_model_prefix + "."
-    return f"{base}{architecture_of(model.config).layers}.{index}."
+    return f"{base}{architecture_of(config_of(model)).layers}.{index}."
 
 
 def components_of(model: PreTrainedModel) -> tuple[Component, ...]:
@@ -72,7 +72,7 @@ def components_of(model: PreTrainedModel) -> tuple[Component, ...]:
     A component that stands in blocks of several kinds is named once.
     """
     found: dict[str, Component] = {}
-    for block in architecture_of(model.config).blocks(model.config):
+    for block in architecture_of(config_of(model)).blocks(config_of(model)):
         for component in block.components:
             found.setdefault(component.name, component)
     return (*found.values(), *_outer(model))
@@ -99,15 +99,15 @@ def find_targets(model: PreTrainedModel, components: tuple[str, ...] = ()) -> li
     chosen = _chosen(components_of(model), components)
     names = dict(model.named_parameters(remove_duplicate=False))
     targets = []
-    for index, block in enumerate(architecture_of(model.config).blocks(model.config)):
+    for index, block in enumerate(architecture_of(config_of(model)).blocks(config_of(model))):
         prefix = block_prefix(model, index)
         own = [component for component in block.components if component.name in chosen]
-        targets += [_target(component, model.config, prefix, index, names) for component in own]
+        targets += [_target(component, config_of(model), prefix, index, names) for component in own]
     base = "" if model.base_model is model else model.base_model_prefix + "."
     for component in _outer(model):
         if component.name in chosen:
             prefix = "" if component is LM_HEAD else base
-            targets.append(_target(component, model.config, prefix, None, names))
+            targets.append(_target(component, config_of(model), prefix, None, names))
     return targets
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
 
-from hf_mamba_prune.masks.calibration import evaluation_mode, observe
+from hf_mamba_prune.masks.calibration import evaluation_mode, observe, tap_of
 from hf_mamba_prune.masks.tensor import MaskOf
 from hf_mamba_prune.models.blocks import BlockSource
 from hf_mamba_prune.models.components import Tap
@@ -84,7 +85,7 @@ def _repair_stage(
 ) -> Iterator[RepairFacts]:
     if not targets:
         return
-    taps = {target.name: replace(target.tap, module=target.tap.module.removeprefix(prefix)) for target in targets}
+    taps = {target.name: _within(tap_of(target), prefix) for target in targets}
     with torch.autocast(states[0].device.type, torch.bfloat16, enabled=bf16):
         hessians = _hessians(block, set(taps.values()), states)
     for target in targets:
@@ -97,6 +98,11 @@ def _repair_stage(
         found = reconstruct(dense[target.name], keep, hessian, damping, start=weight)
         weight.copy_(found.weight)
         yield RepairFacts(target.name, found.before, found.after, found.iterations)
+
+
+def _within(tap: Tap, prefix: str) -> Tap:
+    """The tap as a block sees it that does not know where in the model it stands."""
+    return replace(tap, module=tap.module.removeprefix(prefix))
 
 
 def _weight(block: nn.Module, target: Target, prefix: str) -> torch.Tensor:
@@ -118,7 +124,7 @@ def _hessians(block: nn.Module, taps: set[Tap], states: Sequence[torch.Tensor]) 
 
     with ExitStack() as stack:
         for tap in taps:
-            stack.enter_context(observe(block, tap, lambda x, tap=tap: see(tap, x)))
+            stack.enter_context(observe(block, tap, partial(see, tap)))
         for state in states:
             missing.update(taps)
             try:

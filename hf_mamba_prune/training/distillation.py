@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 from transformers.modeling_outputs import ModelOutput
 
@@ -19,7 +20,7 @@ def distill(
     teacher: tuple[torch.Tensor, tuple[torch.Tensor, ...]],
     labels: torch.Tensor,
     config: PruningConfig,
-    count: torch.Tensor | int | None = None,
+    count: torch.Tensor | float | None = None,
 ) -> torch.Tensor:
     """ce_weight * cross-entropy + kl_weight * T^2 KL(teacher || student) + hidden_weight * SquareHead.
 
@@ -94,7 +95,7 @@ def divergence(
 class _Divergence(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         student: torch.Tensor,
         teacher: torch.Tensor,
         temperature: float,
@@ -116,7 +117,7 @@ class _Divergence(torch.autograd.Function):
         return total * temperature**2
 
     @staticmethod
-    def backward(ctx: FunctionCtx, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * (upstream * ctx.temperature), None, None, None
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from transformers import PreTrainedModel
 
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.masks.budget import Budget, total_to_prune
@@ -48,7 +48,7 @@ class GradualPruner:
         ValueError: the config does not fit the model or the training.
     """
 
-    def __init__(self, model: nn.Module, config: PruningConfig, calibration: torch.Tensor | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, config: PruningConfig, calibration: torch.Tensor | None = None) -> None:
         self.model, self.config = model, config
         self.targets = find_targets(model, config.components)
         self._score = build_score(config)
@@ -169,12 +169,13 @@ class GradualPruner:
         needs = set(self._score.needs) if self.config.measure == "training" else set()
         if self.config.regrow:
             needs.add(Need.GRADIENT_ABSOLUTE)
-        gradients = {target.name: self.model.get_parameter(target.name).grad for target in self.targets}
-        for name, gradient in gradients.items():
+        gradients: dict[str, torch.Tensor] = {}
+        for target in self.targets:
+            gradient = self.model.get_parameter(target.name).grad
             if gradient is None:
-                raise RuntimeError(f"{name} has no gradient: is it frozen? Prune what is trained only.")
+                raise RuntimeError(f"{target.name} has no gradient: is it frozen? Prune what is trained only.")
+            gradients[target.name] = target.local_matrix(gradient)
         # An overflow, which the optimizer will skip, must not stay in the averages.
-        gradients = {target.name: target.local_matrix(gradients[target.name]) for target in self.targets}
         averaging = not self.finished(step) and self._everywhere(
             all(bool(torch.isfinite(gradient.sum())) for gradient in gradients.values())
         )
@@ -226,7 +227,7 @@ class GradualPruner:
     def _statistics(self) -> Statistics:
         if not self._score.needs:
             return {}
-        if self.config.measure == "calibration":
+        if self.config.measure == "calibration" and self._calibration is not None:
             with torch.enable_grad():
                 return calibrate(
                     self.model, self.targets, self._calibration, self._score.needs, self.config.batch_size

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx2
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.files.origin import Origin, model_facts
@@ -18,6 +19,9 @@ from hf_mamba_prune.publish.card import CARD_NAME, render_card
 from hf_mamba_prune.publish.figures import draw_figures
 from hf_mamba_prune.report import PruningReport, RecoveryFacts, SparsityFacts, TaskMetrics
 from hf_mamba_prune.training.gradual import GradualPruner
+
+if TYPE_CHECKING:
+    from hf_mamba_prune.training.trainer import PruningTrainer
 
 
 class TrainingRecord:
@@ -44,7 +48,7 @@ class TrainingRecord:
 
     def write(
         self,
-        trainer: Trainer,
+        trainer: PruningTrainer,
         sparsity: SparsityFacts,
         license: str | None = None,
         language: str | list[str] | None = None,
@@ -75,14 +79,14 @@ class TrainingRecord:
             recovery=_training(trainer, dataset),
             tasks_after=_evaluations(trainer),
         )
-        folder = Path(trainer.args.output_dir)
+        folder = Path(str(trainer.args.output_dir))
         report.save(folder)
         draw_figures(report, folder / "figures")
         (folder / CARD_NAME).write_text(render_card(report, trainer.hub_model_id), encoding="utf-8")
         return report
 
 
-def _training(trainer: Trainer, dataset: str | list[str] | None) -> RecoveryFacts | None:
+def _training(trainer: PruningTrainer, dataset: str | list[str] | None) -> RecoveryFacts | None:
     """The training, None when no loss was logged."""
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     if not losses:
@@ -101,7 +105,7 @@ def _training(trainer: Trainer, dataset: str | list[str] | None) -> RecoveryFact
     )
 
 
-def _evaluations(trainer: Trainer) -> tuple[TaskMetrics, ...]:
+def _evaluations(trainer: PruningTrainer) -> tuple[TaskMetrics, ...]:
     """The last loss on the evaluation set, or that of the best model where the trainer went back to it."""
     state = trainer.state
     found = [entry for entry in state.log_history if "eval_loss" in entry]

@@ -123,7 +123,7 @@ def recover(
         trainer.train()
         # The model left as it came, without the autocast around its forward.
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    model.to(dtype).eval()
+    nn.Module.to(model, dtype).eval()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     facts = RecoveryFacts(
         text=recovery.text.name,

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import DistributedType
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.native import use_native
@@ -46,15 +45,26 @@ class PruningCallback(TrainerCallback):
 
     def __init__(self, config: PruningConfig, calibration: torch.Tensor | None = None) -> None:
         self._config, self._calibration = config, calibration
-        self.pruner: GradualPruner | None = None
+        self._pruner: GradualPruner | None = None
         self.sees_gradients = True
         self._held: torch.optim.Optimizer | None = None
 
-    def attach(self, model: nn.Module) -> GradualPruner:
+    def attach(self, model: PreTrainedModel) -> GradualPruner:
         """The masks of a model; new ones when it is another model than before."""
-        if self.pruner is None or self.pruner.model is not model:
-            self.pruner = GradualPruner(model, self._config, self._calibration)
-        return self.pruner
+        if self._pruner is None or self._pruner.model is not model:
+            self._pruner = GradualPruner(model, self._config, self._calibration)
+        return self._pruner
+
+    @property
+    def pruner(self) -> GradualPruner:
+        """Masks and schedule.
+
+        Raises:
+            RuntimeError: no training has begun, so there is no model yet.
+        """
+        if self._pruner is None:
+            raise RuntimeError("this callback has no model yet: train with it first, or attach one.")
+        return self._pruner
 
     def _hold(self, optimizer: torch.optim.Optimizer) -> None:
         """Zeros are zero again after each step of this optimizer, wrapped or not, whoever made it."""
@@ -118,7 +128,8 @@ class PruningTrainer(Trainer):
         self.pruning_config = pruning_config
         self._pruning = PruningCallback(pruning_config, calibration)
         self._pruning.sees_gradients = False
-        self._record = TrainingRecord(self.model, pruning_config, self._pruning.attach(self.model))
+        model = cast(PreTrainedModel, self.model)
+        self._record = TrainingRecord(model, pruning_config, self._pruning.attach(model))
         # Before the callbacks that report, so that they see the sparsity in the logs.
         self.callback_handler.callbacks.insert(0, self._pruning)
         self._counted: SparsityFacts | None = None
@@ -133,16 +144,16 @@ class PruningTrainer(Trainer):
 
     def train(self, *args, **kwargs):
         """`Trainer.train`, on the native kernels where the model is on a CPU."""
-        with use_native(self.model):
+        with use_native(cast(PreTrainedModel, self.model)):
             return super().train(*args, **kwargs)
 
     def evaluate(self, *args, **kwargs):
         """`Trainer.evaluate`, on the native kernels where the model is on a CPU."""
-        with use_native(self.model):
+        with use_native(cast(PreTrainedModel, self.model)):
             return super().evaluate(*args, **kwargs)
 
     def training_step(
-        self, model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         """`Trainer.training_step`; the gradients of a whole step are averaged and masked before they are clipped."""
         loss = super().training_step(model, inputs, num_items_in_batch)
@@ -155,7 +166,7 @@ class PruningTrainer(Trainer):
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: Mapping[str, Any],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ):
@@ -178,16 +189,21 @@ class PruningTrainer(Trainer):
         # The outputs of all blocks, and behind them that of the last norm.
         states = [tuple(out.hidden_states[:-1]) if hidden else () for out in (outputs, taught)]
         loss = distill(
-            loss, (outputs.logits, states[0]), (taught.logits, states[1]), labels, self.pruning_config, count
+            loss,
+            (outputs.logits, states[0]),
+            (taught.logits, states[1]),
+            cast(torch.Tensor, labels),
+            self.pruning_config,
+            count=count,
         )
         return (loss, outputs) if return_outputs else loss
 
-    def create_model_card(
+    def create_model_card(  # type: ignore[override]  # what it has no place for is taken by name alone
         self,
         language: str | list[str] | None = None,
         license: str | None = None,
         dataset: str | list[str] | None = None,
-        **ignored: object,
+        **ignored: Any,
     ) -> None:
         """The card, the report and the figures that the command writes, into the output folder. Call it on every rank.
 
@@ -211,7 +227,7 @@ class PruningTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
-        self.pruning_config.save_pretrained(output_dir or self.args.output_dir)
+        self.pruning_config.save_pretrained(output_dir or str(self.args.output_dir))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
@@ -221,7 +237,7 @@ class PruningTrainer(Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        self._pruning.attach(self.model)
+        self._pruning.attach(cast(PreTrainedModel, self.model))
         if (Path(checkpoint) / STATE_NAME).is_file():
             self.pruner.load(Path(checkpoint))
         else:

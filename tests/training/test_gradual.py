@@ -43,7 +43,7 @@ def resumed(pruner, total, done, sparsity=0.6):
     again = GradualPruner(build_model("mamba"), config(sparsity))
     again.model.load_state_dict(pruner.model.state_dict())
     again.load_state(pruner.state())
-    again.plan(total, done)
+    again.lay_out(total, done)
     return again
 
 

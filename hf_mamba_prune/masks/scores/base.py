@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
 import torch
 
@@ -19,14 +18,17 @@ class Score(ABC):
     worth depends on the score and is said in its docstring.
     """
 
-    needs: ClassVar[frozenset[Need]] = frozenset()
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What the calibration must measure; empty: nothing."""
+        return frozenset()
 
     @abstractmethod
-    def __call__(self, target: Target, weight: torch.Tensor, statistics: TargetStatistics | None) -> torch.Tensor:
+    def __call__(self, target: Target, weight: torch.Tensor, statistics: TargetStatistics) -> torch.Tensor:
         """Score one target.
 
         Args:
             target: the table's entry for the weight.
             weight: (out, in), any floating dtype.
-            statistics: what the calibration measured for it; None for scores without `needs`.
+            statistics: what the calibration measured for it; empty for scores without `needs`.
         """

@@ -12,9 +12,11 @@ from hf_mamba_prune.models.targets import Target
 class Fisher(Score):
     """w^2 * E[g^2], g the gradient of one sequence: to second order the loss's rise, comparable across tensors."""
 
-    needs = frozenset({Need.GRADIENT_SQUARE})
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset({Need.GRADIENT_SQUARE})
 
-    def __call__(self, target: Target, weight: torch.Tensor, statistics: TargetStatistics | None) -> torch.Tensor:
+    def __call__(self, target: Target, weight: torch.Tensor, statistics: TargetStatistics) -> torch.Tensor:
         mean = statistics.mean_over_sequences(Need.GRADIENT_SQUARE)
         # Squares of small gradients times squares of small weights fall below float32's range: scale the mean first,
         # by one power of two for all targets, which changes no ranking.

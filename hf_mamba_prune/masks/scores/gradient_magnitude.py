@@ -30,7 +30,7 @@ class GradientMagnitude(Score):
             return frozenset()
         return frozenset({Need.GRADIENT_ABSOLUTE if self.gradient == "absolute" else Need.GRADIENT_SUM})
 
-    def __call__(self, target: Target, weight: torch.Tensor, statistics: TargetStatistics | None) -> torch.Tensor:
+    def __call__(self, target: Target, weight: torch.Tensor, statistics: TargetStatistics) -> torch.Tensor:
         if self.alpha == 0:
             return weight.abs().float()
         (need,) = self.needs

@@ -12,5 +12,5 @@ from hf_mamba_prune.models.targets import Target
 class Magnitude(Score):
     """|w|. Needs no data; tensors of small scale lose most under a global ranking."""
 
-    def __call__(self, target: Target, weight: torch.Tensor, statistics: TargetStatistics | None) -> torch.Tensor:
+    def __call__(self, target: Target, weight: torch.Tensor, statistics: TargetStatistics) -> torch.Tensor:
         return weight.abs().float()

@@ -20,10 +20,13 @@ class Obs(Score):
         damping: added to the diagonal of H, as a share of its mean, 0 or more; a singular H needs some.
     """
 
-    needs = frozenset({Need.INPUT_PRODUCT})
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset({Need.INPUT_PRODUCT})
+
     damping: float = 0.01
 
-    def __call__(self, target: Target, weight: torch.Tensor, statistics: TargetStatistics | None) -> torch.Tensor:
+    def __call__(self, target: Target, weight: torch.Tensor, statistics: TargetStatistics) -> torch.Tensor:
         hessian = statistics.mean_over_tokens(Need.INPUT_PRODUCT).to(weight.device, torch.float64)
         mean = hessian.diagonal().mean()
         hessian.diagonal().add_(self.damping * mean if mean > 0 else 1.0)

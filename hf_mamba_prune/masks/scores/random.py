@@ -18,7 +18,7 @@ class Random(Score):
 
     seed: int = 0
 
-    def __call__(self, target: Target, weight: torch.Tensor, statistics: TargetStatistics | None) -> torch.Tensor:
+    def __call__(self, target: Target, weight: torch.Tensor, statistics: TargetStatistics) -> torch.Tensor:
         generator = torch.Generator().manual_seed(name_seed(target.name, self.seed))
         draw = 1 - torch.rand(weight.shape, generator=generator)
         return draw.to(weight.device) * (weight != 0)

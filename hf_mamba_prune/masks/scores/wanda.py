@@ -12,8 +12,10 @@ from hf_mamba_prune.models.targets import Target
 class Wanda(Score):
     """|w_ij| * sqrt(E[x_j^2]). Meant for comparisons within a row: use it with `per-row` or `uniform`."""
 
-    needs = frozenset({Need.INPUT_SQUARE})
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset({Need.INPUT_SQUARE})
 
-    def __call__(self, target: Target, weight: torch.Tensor, statistics: TargetStatistics | None) -> torch.Tensor:
+    def __call__(self, target: Target, weight: torch.Tensor, statistics: TargetStatistics) -> torch.Tensor:
         mean = statistics.mean_over_tokens(Need.INPUT_SQUARE)
         return weight.abs().float() * mean.sqrt().to(weight.device, torch.float32)

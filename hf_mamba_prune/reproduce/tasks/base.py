@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -33,7 +34,7 @@ class Scale:
         evaluated: examples of validation and test that are measured, None: all of them.
     """
 
-    model: dict[str, object]
+    model: dict[str, Any]
     length: int
     steps: int
     recover_steps: int
@@ -111,7 +112,9 @@ class Examples(Dataset):
         return self._make(index)
 
 
-def tokens_and_label(ids: Sequence[torch.Tensor], labels: torch.Tensor, limit: int | None = None) -> Examples:
+def tokens_and_label(
+    ids: Sequence[torch.Tensor] | torch.Tensor, labels: torch.Tensor, limit: int | None = None
+) -> Examples:
     """Sequences of token ids (l,) with a class each."""
     count = len(labels) if limit is None else min(limit, len(labels))
     return Examples(count, lambda i: {"input_ids": ids[i].long(), "labels": labels[i].long()})
@@ -132,11 +135,11 @@ def pad(examples: list[Example]) -> Example:
     return batch
 
 
-def build_classifier(classes: int, vocabulary: int, **more: object) -> Callable[[Scale], PreTrainedModel]:
+def build_classifier(classes: int, vocabulary: int, **more: Any) -> Callable[[Scale], PreTrainedModel]:
     """A maker of classifiers over tokens."""
 
     def build(scale: Scale) -> PreTrainedModel:
-        config = MambaConfig(vocab_size=vocabulary, num_labels=classes, **more | scale.model)
+        config = MambaConfig(**dict(vocab_size=vocabulary, num_labels=classes) | more | scale.model)
         return MambaForSequenceClassification(config)
 
     return build

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,24 +54,26 @@ def _reader(name: str, horizon: int) -> Callable[[Path, Scale], Splits]:
         mean, deviation = values[:train].mean(0), values[:train].std(0)
         scaled = torch.from_numpy((values - mean) / deviation).float()
         parts = (0, train, scale.examples), (train, validation, scale.evaluated), (validation, test, scale.evaluated)
-        return Splits(
-            *(windows(scaled, start, stop, scale.length, horizon, limit) for start, stop, limit in parts),
-            default_collate,
+        first, second, third = (
+            windows(scaled, start, stop, scale.length, horizon, limit) for start, stop, limit in parts
         )
+        return Splits(first, second, third, default_collate)
 
     return read
 
 
 def _builder(horizon: int) -> Callable[[Scale], PreTrainedModel]:
     def build(scale: Scale) -> PreTrainedModel:
-        sizes = dict(vocab_size=1, context_length=scale.length, prediction_length=horizon, bidirectional=True)
+        sizes: dict[str, Any] = dict(
+            vocab_size=1, context_length=scale.length, prediction_length=horizon, bidirectional=True
+        )
         return MambaForPrediction(MambaConfig(**sizes | scale.model))
 
     return build
 
 
 def _task(name: str, horizon: int) -> Task:
-    sizes = dict(hidden_size=256, num_hidden_layers=2, state_size=2, time_step_rank=16)
+    sizes: dict[str, Any] = dict(hidden_size=256, num_hidden_layers=2, state_size=2, time_step_rank=16)
     small = Scale(sizes, length=96, steps=800, recover_steps=400, batch_size=32, learning_rate=2e-4)
     paper = Scale(sizes, length=96, steps=2500, recover_steps=1000, batch_size=32, learning_rate=7e-5)
     return Task(

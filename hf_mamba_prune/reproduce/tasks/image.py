@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,16 +41,14 @@ def pixels(images: np.ndarray, side: int) -> torch.Tensor:
     return found.flatten(1)
 
 
-def raster_splits(train, validation, test, side: int, scale: Scale) -> Splits:
-    """Three sets of (images, labels) as sequences of pixels."""
-    parts, limits = (train, validation, test), (scale.examples, scale.evaluated, scale.evaluated)
-    return Splits(
-        *(
-            tokens_and_label(pixels(images, side), torch.as_tensor(labels), limit)
-            for (images, labels), limit in zip(parts, limits, strict=True)
-        ),
-        pad,
+def raster_splits(parts: Sequence[tuple[np.ndarray, np.ndarray]], side: int, scale: Scale) -> Splits:
+    """(images, labels) of the three parts as sequences of pixels."""
+    limits = scale.examples, scale.evaluated, scale.evaluated
+    train, validation, test = (
+        tokens_and_label(pixels(images, side), torch.as_tensor(labels), limit)
+        for (images, labels), limit in zip(parts, limits, strict=True)
     )
+    return Splits(train, validation, test, pad)
 
 
 def _read(folder: Path, scale: Scale) -> Splits:
@@ -57,7 +56,8 @@ def _read(folder: Path, scale: Scale) -> Splits:
     order, test = shuffled(len(y)).numpy(), shuffled(len(y_test)).numpy()
     held = len(y) // 10
     train = x[order[held:]], y[order[held:]]
-    return raster_splits(train, (x[order[:held]], y[order[:held]]), (x_test[test], y_test[test]), _side(scale), scale)
+    parts = (train, (x[order[:held]], y[order[:held]]), (x_test[test], y_test[test]))
+    return raster_splits(parts, _side(scale), scale)
 
 
 def _side(scale: Scale) -> int:

@@ -32,15 +32,17 @@ def value_of(words: list[str]) -> int:
     Raises:
         ValueError: it is none.
     """
-    stack: list[list[str | int]] = [[]]
+    operators: list[str] = []
+    stack: list[list[int]] = [[]]
     for word in words:
         if word in OPERATORS:
-            stack.append([word])
+            operators.append(word)
+            stack.append([])
         elif word == "]":
-            if len(stack) < 2 or len(stack[-1]) < 2:
+            if len(stack) < 2 or not stack[-1]:
                 raise ValueError("an expression that closes what it did not open, or has no arguments")
-            operator, *values = stack.pop()
-            stack[-1].append(_apply(operator, values))
+            values = stack.pop()
+            stack[-1].append(_apply(operators.pop(), values))
         elif word in _IDS and word != WORDS[0]:
             stack[-1].append(int(word))
         else:
@@ -126,7 +128,8 @@ def _read(folder: Path, scale: Scale) -> Splits:
             write_files(published, sizes=sizes, shortest=shortest, longest=longest)
     found = {split: read_file(published / f"basic_{split}.tsv", scale.length) for split in SPLITS}
     train = tokens_and_label(*found["train"], scale.examples)
-    return Splits(train, *(tokens_and_label(*found[split], scale.evaluated) for split in ("val", "test")), pad)
+    validation, test = (tokens_and_label(*found[split], scale.evaluated) for split in ("val", "test"))
+    return Splits(train, validation, test, pad)
 
 
 LISTOPS = Task(

@@ -41,7 +41,7 @@ def _read(folder: Path, scale: Scale) -> Splits:
     order = shuffled(len(y)).numpy()
     x, y, tenth = x[order], y[order].astype(np.int64), len(y) // 10
     parts = [(x[at], y[at]) for at in (slice(2 * tenth, None), slice(tenth), slice(tenth, 2 * tenth))]
-    return replace(raster_splits(*parts, round(scale.length**0.5), scale), stand_ins=stand_ins)
+    return replace(raster_splits(parts, round(scale.length**0.5), scale), stand_ins=stand_ins)
 
 
 PATHFINDER = Task(

@@ -50,11 +50,11 @@ def _bytes(text: str) -> bytes:
 
 def _read(folder: Path, scale: Scale) -> Splits:
     limits = scale.examples, scale.evaluated, scale.evaluated
-    parts = [
+    train, validation, test = (
         _split(read_pairs(folder / name, scale.length, limit), scale.length)
         for name, limit in zip(FILES.values(), limits, strict=True)
-    ]
-    return Splits(*parts, pad)
+    )
+    return Splits(train, validation, test, pad)
 
 
 def _split(rows: list[tuple[int, bytes, bytes]], length: int) -> Examples:

@@ -9,7 +9,16 @@ from pathlib import Path
 
 import torch
 
-from hf_mamba_prune.reproduce.tasks.base import Scale, Splits, Task, build_classifier, pad, shuffled, tokens_and_label
+from hf_mamba_prune.reproduce.tasks.base import (
+    Examples,
+    Scale,
+    Splits,
+    Task,
+    build_classifier,
+    pad,
+    shuffled,
+    tokens_and_label,
+)
 
 CLASSES = ("neg", "pos")
 ARCHIVE = "movie_reviews.zip"
@@ -60,12 +69,14 @@ def _read(folder: Path, scale: Scale) -> Splits:
         test, rest = rest[: 2 * held], rest[2 * held :]
     parts = rest[held:], rest[:held], test
     limits = scale.examples, scale.evaluated, scale.evaluated
-    splits = (_split(rows, scale.length, limit) for rows, limit in zip(parts, limits, strict=True))
+    train, validation, held_out = (
+        _split(rows, scale.length, limit) for rows, limit in zip(parts, limits, strict=True)
+    )
     stand_ins = () if reviews[0][0] else (f"{len(reviews):,} film reviews instead of IMDB's 50,000",)
-    return Splits(*splits, pad, stand_ins)
+    return Splits(train, validation, held_out, pad, stand_ins)
 
 
-def _split(rows: list[tuple[str, bytes, int]], length: int, limit: int | None):
+def _split(rows: list[tuple[str, bytes, int]], length: int, limit: int | None) -> Examples:
     return tokens_and_label(
         [byte_ids(text, length) for _, text, _ in rows], torch.tensor([row[2] for row in rows]), limit
     )

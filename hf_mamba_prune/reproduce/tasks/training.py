@@ -6,8 +6,10 @@ import math
 import sys
 import tempfile
 import time
+from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.modeling_outputs import ModelOutput
 from transformers.trainer_callback import PrinterCallback
@@ -54,10 +56,12 @@ def train(
 ) -> None:
     """Train a model in place: dense, or pruned in training."""
     with tempfile.TemporaryDirectory() as folder, use_native(model):
-        common = dict(train_dataset=splits.train, data_collator=splits.collate, callbacks=[TrainingBar("train")])
+        common: dict[str, Any] = dict(
+            train_dataset=splits.train, data_collator=splits.collate, callbacks=[TrainingBar("train")]
+        )
         arguments = _arguments(folder, scale, steps, seed)
         if config is None:
-            trainer = Trainer(model, arguments, **common)
+            trainer: Trainer = Trainer(model, arguments, **common)
         else:
             trainer = PruningTrainer(model, arguments, pruning_config=config, teacher=teacher, **common)
         trainer.remove_callback(PrinterCallback)
@@ -68,7 +72,8 @@ def train(
 @torch.no_grad()
 def measure(model: PreTrainedModel, task: Task, splits: Splits, scale: Scale) -> tuple[dict[str, float], float]:
     """A model's metrics on the test part, and the seconds that this took."""
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    nn.Module.to(model, device)
     loader = torch.utils.data.DataLoader(splits.test, scale.batch_size, collate_fn=splits.collate)
     sums, started = dict.fromkeys((*task.metrics, "count"), 0.0), time.perf_counter()
     with use_native(model):
@@ -86,12 +91,12 @@ def _add(sums: dict[str, float], found: ModelOutput, batch: dict[str, torch.Tens
     """Add what one batch says: its count, and for each metric the sum that it is the mean of."""
     if "perplexity" in sums:
         count = batch["labels"][:, 1:].numel()
-        sums["perplexity"] += float(found.loss) * count
+        sums["perplexity"] += float(found["loss"]) * count
     elif "accuracy" in sums:
         count = len(batch["labels"])
-        sums["accuracy"] += int((found.logits.argmax(-1) == batch["labels"]).sum())
+        sums["accuracy"] += int((found["logits"].argmax(-1) == batch["labels"]).sum())
     else:
-        error = (found.prediction_outputs - batch["future_values"]).double()
+        error = (found["prediction_outputs"] - batch["future_values"]).double()
         count = error.numel()
         sums["mse"] += float(error.square().sum())
         sums["mae"] += float(error.abs().sum())

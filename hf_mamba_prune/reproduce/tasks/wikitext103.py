@@ -62,7 +62,8 @@ def _read(folder: Path, scale: Scale) -> Splits:
     count = max(scale.steps, scale.recover_steps) * scale.batch_size
     stand_ins = ["a vocabulary of 4,096, so that perplexities of others are no measure"]
     stand_ins += [] if train.name == TRAIN[0] else [f"trained on {train.name}, other Wikipedia articles"]
-    return Splits(_drawn(_ids(train, tokenizer), scale.length, count), *held, default_collate, tuple(stand_ins))
+    drawn = _drawn(_ids(train, tokenizer), scale.length, count)
+    return Splits(drawn, held[0], held[1], default_collate, tuple(stand_ins))
 
 
 def _build(scale: Scale) -> PreTrainedModel:
