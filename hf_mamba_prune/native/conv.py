@@ -5,7 +5,7 @@ from torch.autograd.function import once_differentiable
 
 from hf_mamba_prune.native import twin
 from hf_mamba_prune.native.checks import check_conv
-from hf_mamba_prune.native.library import active_instruction_set, address, available, kernels, time_major
+from hf_mamba_prune.native.library import active_instruction_set, available, buffer, kernels, strided
 
 
 class _Conv(torch.autograd.Function):
@@ -14,13 +14,19 @@ class _Conv(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, silu: bool):
         isa = active_instruction_set()
-        shape = (*x.shape, weight.shape[1], silu)
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
         kernels().conv_forward(
-            isa, torch.get_num_threads(), shape, time_major(x), weight.data_ptr(), address(bias), time_major(out)
+            isa=isa,
+            threads=torch.get_num_threads(),
+            silu=silu,
+            width=weight.shape[1],
+            x=strided(x),
+            weight=buffer(weight),
+            bias=buffer(bias),
+            out=strided(out),
         )
         ctx.save_for_backward(x, weight, bias)
-        ctx.isa, ctx.shape = isa, shape
+        ctx.isa, ctx.silu = isa, silu
         return out
 
     @staticmethod
@@ -32,16 +38,17 @@ class _Conv(torch.autograd.Function):
         dweight = weight.new_empty(b, *weight.shape)
         dbias = weight.new_empty(b, d)
         kernels().conv_backward(
-            ctx.isa,
-            torch.get_num_threads(),
-            ctx.shape,
-            time_major(x),
-            weight.data_ptr(),
-            address(bias),
-            time_major(dout),
-            time_major(dx),
-            dweight.data_ptr(),
-            dbias.data_ptr(),
+            isa=ctx.isa,
+            threads=torch.get_num_threads(),
+            silu=ctx.silu,
+            width=weight.shape[1],
+            x=strided(x),
+            weight=buffer(weight),
+            bias=buffer(bias),
+            dout=strided(dout),
+            dx=strided(dx),
+            dweight=buffer(dweight),
+            dbias=buffer(dbias),
         )
         return dx, dweight.sum(0), None if bias is None else dbias.sum(0), None
 

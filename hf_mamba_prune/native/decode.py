@@ -1,11 +1,12 @@
 """One token at a time: the state and the convolution window are updated in place, without gradients."""
 
+from typing import Any, cast
+
 import torch
 
 from hf_mamba_prune.native import twin
 from hf_mamba_prune.native.checks import check_activation, check_rank, check_tensors
-from hf_mamba_prune.native.library import active_instruction_set, address, available, kernels, time_major
-from hf_mamba_prune.native.scan import ScanCut
+from hf_mamba_prune.native.library import active_instruction_set, available, buffer, kernels, strided
 
 
 def _native(state: torch.Tensor, *activations: torch.Tensor | None) -> bool:
@@ -27,13 +28,20 @@ def _floats(tensor: torch.Tensor | None) -> torch.Tensor | None:
     return None if tensor is None else tensor.float().contiguous()
 
 
-def _step(state, cut: ScanCut, u, delta, z, B, C, A, D, bias) -> torch.Tensor:
-    out = u.new_empty(u.shape)
-    moments = [_moment(x) for x in (u, delta, z, B, C)]
-    parameters = [_floats(x) for x in (A, D, bias)]
-    inputs = (*(time_major(x) for x in moments), *(address(x) for x in parameters), None)
+def _step(
+    state: torch.Tensor, shape: Any, parameters: dict[str, torch.Tensor | None], **activations: torch.Tensor | None
+) -> torch.Tensor:
+    """`activations` are (b, channels)."""
+    out = torch.empty_like(cast(torch.Tensor, activations["u"]), memory_format=torch.contiguous_format)
+    held = {name: _floats(tensor) for name, tensor in parameters.items()}  # until the kernel has read them
+    moments = {name: strided(_moment(tensor)) for name, tensor in activations.items()}
+    inputs = kernels().ScanInputs(shape=shape, **moments, **{name: buffer(tensor) for name, tensor in held.items()})
     kernels().state_step(
-        active_instruction_set(), torch.get_num_threads(), cut, inputs, state.data_ptr(), time_major(out[:, None])
+        isa=active_instruction_set(),
+        threads=torch.get_num_threads(),
+        inputs=inputs,
+        state=buffer(state),
+        out=strided(out[:, None]),
     )
     return out
 
@@ -77,8 +85,10 @@ def selective_state_update(
     )
     if not _native(state, u, dt, B, C, z):
         return twin.selective_state_update(state, u, dt, A, B, C, D, z, dt_bias, dt_softplus)
-    cut = ScanCut(b, 1, 1, d, 1, n, False, dt_softplus, 0.0, 0.0)
-    return _step(state, cut, u, dt, z, B, C, A, D, dt_bias)
+    shape = kernels().ScanShape(
+        batch=b, length=1, heads=1, head_dim=d, groups=1, states=n, per_head=False, softplus=dt_softplus
+    )
+    return _step(state, shape, {"A": A, "D": D, "bias": dt_bias}, u=u, delta=dt, z=z, B=B, C=C)
 
 
 @torch.no_grad()
@@ -121,9 +131,11 @@ def chunk_state_update(
     )
     if not _native(state, x, dt, B, C):
         return twin.chunk_state_update(state, x, dt, A, B, C, D, dt_bias, dt_softplus)
-    cut = ScanCut(b, 1, heads, head_dim, groups, n, True, dt_softplus, 0.0, 0.0)
-    out = _step(state, cut, x.flatten(1), dt, None, B.flatten(1), C.flatten(1), A, D, dt_bias)
-    return out.view(x.shape)
+    shape = kernels().ScanShape(
+        batch=b, length=1, heads=heads, head_dim=head_dim, groups=groups, states=n, per_head=True, softplus=dt_softplus
+    )
+    activations = {"u": x.flatten(1), "delta": dt, "B": B.flatten(1), "C": C.flatten(1)}
+    return _step(state, shape, {"A": A, "D": D, "bias": dt_bias}, **activations).view(x.shape)
 
 
 @torch.no_grad()
@@ -157,9 +169,15 @@ def causal_conv1d_update(
     if not available() or x.dtype not in readable or conv_state.dtype not in readable:
         return twin.causal_conv1d_update(x, conv_state, weight, bias, activation)
     out = x.new_empty(b, d)
-    weight, bias = _floats(weight), _floats(bias)
-    shape = (b, d, width, kept, activation is not None)
-    state = time_major(conv_state.transpose(1, 2))
-    moments = (time_major(tensor[:, None]) for tensor in (x, out))
-    kernels().conv_step(active_instruction_set(), shape, state, *moments, weight.data_ptr(), address(bias))
+    weights, biases = weight.float().contiguous(), _floats(bias)
+    kernels().conv_step(
+        isa=active_instruction_set(),
+        silu=activation is not None,
+        width=width,
+        state=strided(conv_state.transpose(1, 2)),
+        x=strided(x[:, None]),
+        out=strided(out[:, None]),
+        weight=buffer(weights),
+        bias=buffer(biases),
+    )
     return out

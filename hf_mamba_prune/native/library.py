@@ -1,18 +1,30 @@
 """The compiled kernels: whether they are there, which instruction set runs, and how tensors are handed over."""
 
+import importlib
 import os
+from typing import Any
 
 import torch
 
+_kernels: Any
 try:
-    from hf_mamba_prune.native import _kernels
+    _kernels = importlib.import_module("hf_mamba_prune.native._kernels")
 except ImportError:  # no compiler when the package was installed: the pure-torch twins run
     _kernels = None
 
 NATIVE_VARIABLE = "HF_MAMBA_PRUNE_NATIVE"
 ISA_VARIABLE = "HF_MAMBA_PRUNE_ISA"
 
-DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+CODES: dict[torch.dtype, int] = {}
+"""What the kernels call the types of values; empty where they are not built."""
+
+MAX_BATCH, READABLE_BYTES = 8, 64
+"""Vectors that one call multiplies, and bytes that the kernels may read behind the last value of a matrix. The twins,
+where no kernels are built, keep to the same."""
+
+if _kernels is not None:
+    CODES = {getattr(torch, name): code for name, code in _kernels.CODINGS.items()}
+    MAX_BATCH, READABLE_BYTES = _kernels.MAX_BATCH, _kernels.READABLE_BYTES
 
 _forced: list[str] = []
 
@@ -81,7 +93,7 @@ class force_instruction_set:
         _forced.pop()
 
 
-def info() -> dict:
+def info() -> dict[str, Any]:
     """What is built and what runs, for `hf-mamba-prune info`."""
     return {
         "built": built(),
@@ -93,18 +105,20 @@ def info() -> dict:
     }
 
 
-def kernels():
+def kernels() -> Any:
     """The compiled module; call only when `available()`."""
     return _kernels
 
 
-def time_major(tensor: torch.Tensor | None) -> tuple | None:
+def strided(tensor: torch.Tensor | None) -> Any:
     """Hands over a (b, l, channels) tensor of any strides; None stays None."""
     if tensor is None:
         return None
-    return (tensor.data_ptr(), DTYPE_CODES[tensor.dtype], *tensor.stride())
+    return _kernels.Strided(
+        address=tensor.data_ptr(), coding=CODES[tensor.dtype], shape=tensor.shape, strides=tensor.stride()
+    )
 
 
-def address(tensor: torch.Tensor | None) -> int | None:
-    """Hands over a contiguous float32 tensor; None stays None."""
-    return None if tensor is None else tensor.data_ptr()
+def buffer(tensor: torch.Tensor | None) -> Any:
+    """Hands over the memory of a contiguous tensor, with its size; None stays None."""
+    return None if tensor is None else _kernels.Buffer(address=tensor.data_ptr(), bytes=tensor.nbytes)

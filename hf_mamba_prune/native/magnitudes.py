@@ -3,15 +3,19 @@
 NaN has the largest keys of all. The twins work on pieces, so their extra memory does not grow with the tensor.
 """
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 
-from hf_mamba_prune.native.library import DTYPE_CODES, active_instruction_set, available, kernels
+from hf_mamba_prune.native.library import CODES, active_instruction_set, available, buffer, kernels
 
 PIECE = 1 << 22
+READABLE = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _check(values: torch.Tensor) -> None:
-    if values.dtype not in DTYPE_CODES:
+    if values.dtype not in READABLE:
         raise ValueError(f"values are {values.dtype}, expected float32, bfloat16 or float16")
     if values.dim() != 1 or not values.is_contiguous():
         raise ValueError(
@@ -23,11 +27,17 @@ def _native(values: torch.Tensor) -> bool:
     return available() and values.device.type == "cpu"
 
 
-def _flat(values: torch.Tensor) -> tuple[int, int, int]:
-    return values.data_ptr(), DTYPE_CODES[values.dtype], values.numel()
+def _given(values: torch.Tensor) -> dict[str, Any]:
+    """What every call of a kernel is told."""
+    return {
+        "isa": active_instruction_set(),
+        "threads": torch.get_num_threads(),
+        "values": buffer(values),
+        "coding": CODES[values.dtype],
+    }
 
 
-def _pieces(values: torch.Tensor):
+def _pieces(values: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
     """Yields (start, keys int32) for pieces of the values."""
     for start in range(0, values.numel(), PIECE):
         yield start, values[start : start + PIECE].detach().float().abs().view(torch.int32)
@@ -53,8 +63,7 @@ def range_histogram(values: torch.Tensor, low: int, shift: int, bins: int) -> to
         )
     counts = torch.zeros(bins + 2, dtype=torch.int64, device=values.device)
     if _native(values):
-        isa, threads = active_instruction_set(), torch.get_num_threads()
-        kernels().range_histogram(isa, threads, _flat(values), low, shift, bins, counts.data_ptr())
+        kernels().range_histogram(**_given(values), low=low, shift=shift, bins=bins, counts=buffer(counts))
         return counts
     for _, keys in _pieces(values):
         slot = ((keys.long() - low) >> shift).clamp(-1, bins) + 1
@@ -102,8 +111,7 @@ def keep_above(values: torch.Tensor, threshold_key: int, keep: torch.Tensor) -> 
             f"keep is {keep.dtype} of shape {tuple(keep.shape)}, expected contiguous bool, shape {tuple(values.shape)}"
         )
     if _native(values) and keep.device.type == "cpu":
-        isa, threads = active_instruction_set(), torch.get_num_threads()
-        return kernels().keep_above(isa, threads, _flat(values), threshold_key, keep.data_ptr())
+        return kernels().keep_above(**_given(values), threshold=threshold_key, keep=buffer(keep))
     ties = 0
     for start, keys in _pieces(values):
         keep[start : start + PIECE] = keys > threshold_key
@@ -137,9 +145,10 @@ def between(values: torch.Tensor, low: int, high: int, positions: torch.Tensor, 
         )
     room = positions.numel()
     if _native(values):
-        isa, threads = active_instruction_set(), torch.get_num_threads()
-        addresses = positions.data_ptr(), keys.data_ptr()
-        return kernels().between(isa, threads, _flat(values), low, high, *addresses, room)
+        counts = kernels().between(
+            **_given(values), low=low, high=high, positions=buffer(positions), keys=buffer(keys)
+        )
+        return counts.below, counts.found
     below = found = 0
     for start, own in _pieces(values):
         below += int((own < low).sum())

@@ -18,7 +18,7 @@ def keep_freed_memory() -> None:
     global _kept
     if _kept or not available() or any(name in os.environ for name in VARIABLES):
         return
-    kernels().keep_freed_memory(True)
+    kernels().keep_freed_memory(keep=True)
     _kept = True
 
 
@@ -26,5 +26,5 @@ def give_freed_memory_back() -> None:
     """Ends it until the next such scan, and gives back what is free now."""
     global _kept
     if _kept:
-        kernels().keep_freed_memory(False)
+        kernels().keep_freed_memory(keep=False)
         _kept = False

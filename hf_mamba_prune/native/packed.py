@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from hf_mamba_prune.native.library import active_instruction_set, address, available, kernels
-
-CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
-
-READABLE_BYTES = 64
-"""Bytes that the kernels may read behind the last value."""
-
-MAX_BATCH = 8
-"""Vectors that one call multiplies."""
-
+from hf_mamba_prune.native.library import (
+    CODES,
+    READABLE_BYTES,
+    active_instruction_set,
+    available,
+    buffer,
+    built,
+    kernels,
+)
 
 _MOST_VALUES = torch.iinfo(torch.int32).max
 
@@ -31,8 +31,13 @@ class PackedMatrix:
         scales: float32 (rows,) with int8.
 
     Raises:
-        ValueError: it keeps more weights than the kernels count.
+        ValueError: it keeps more weights than the kernels count, or its parts do not fit each other.
+
+    Attributes:
+        handle: what the kernels get, with addresses of this matrix's memory; None where they are not built.
     """
+
+    handle: Any
 
     def __init__(
         self,
@@ -71,17 +76,18 @@ class PackedMatrix:
         self._point()
 
     def _point(self) -> None:
-        """What the kernels get: where everything is."""
         rows, columns = self.shape
-        self.handle = (
-            rows,
-            columns,
-            CODES[self.dtype],
-            address(self._masks),
-            self._values.data_ptr(),
-            address(self._starts),
-            address(self.scales),
-        )
+        self.handle = None
+        if built():
+            self.handle = kernels().Matrix(
+                rows=rows,
+                columns=columns,
+                coding=CODES[self.dtype],
+                masks=buffer(self._masks),
+                values=buffer(self._values),
+                starts=buffer(self._starts),
+                scales=buffer(self.scales),
+            )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -121,12 +127,12 @@ class PackedMatrix:
         vectors = vectors.contiguous()
         out = torch.empty(len(vectors), self.shape[0])
         kernels().packed_product(
-            active_instruction_set(),
-            torch.get_num_threads(),
-            self.handle,
-            vectors.data_ptr(),
-            len(vectors),
-            out.data_ptr(),
+            isa=active_instruction_set(),
+            threads=torch.get_num_threads(),
+            matrix=self.handle,
+            batch=len(vectors),
+            vectors=buffer(vectors),
+            out=buffer(out),
         )
         return out
 
@@ -140,7 +146,7 @@ class PackedMatrix:
         out = torch.empty(count, self.shape[1], dtype=dtype) if out is None else out
         if not available():
             return out.copy_(self._unpacked(slice(first, first + count)))
-        self._write(None, first, count, out)
+        self._write(out, first=first, count=count)
         return out
 
     def take(self, rows: torch.Tensor) -> torch.Tensor:
@@ -160,21 +166,19 @@ class PackedMatrix:
             raise IndexError(f"a row of {int(chosen.min())} to {int(chosen.max())} is not among {self.shape[0]}")
         out = torch.empty(len(chosen), self.shape[1])
         if available():
-            self._write(chosen.data_ptr(), 0, len(chosen), out)
+            self._write(out, rows=buffer(chosen), count=len(chosen))
         else:
             out.copy_(self._unpacked(chosen))
         return out.view(*rows.shape, self.shape[1])
 
-    def _write(self, rows: int | None, first: int, count: int, out: torch.Tensor) -> None:
+    def _write(self, out: torch.Tensor, **which: Any) -> None:
         kernels().packed_rows(
-            active_instruction_set(),
-            torch.get_num_threads(),
-            self.handle,
-            rows,
-            first,
-            count,
-            out.dtype == torch.bfloat16,
-            out.data_ptr(),
+            isa=active_instruction_set(),
+            threads=torch.get_num_threads(),
+            matrix=self.handle,
+            coding=CODES[out.dtype],
+            out=buffer(out),
+            **which,
         )
 
     def _unpacked(self, chosen: slice | torch.Tensor) -> torch.Tensor:
@@ -204,7 +208,7 @@ def settle(matrices: Iterable[PackedMatrix]) -> None:
     block = torch.empty(room + _HUGE, dtype=torch.uint8)
     at = -block.data_ptr() % _HUGE
     if available():
-        kernels().prefer_huge_pages(block.data_ptr() + at, room)
+        kernels().prefer_huge_pages(memory=buffer(block[at : at + room]))
     for matrix, name in parts:
         old = getattr(matrix, name)
         new = block[at : at + old.nbytes].view(old.dtype).view(old.shape)

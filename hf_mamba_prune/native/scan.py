@@ -1,99 +1,115 @@
 """The selective scan of Mamba and Mamba-2 on the native kernels, forward and backward."""
 
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 
 from hf_mamba_prune.native import twin
 from hf_mamba_prune.native.checks import check_chunk_scan, check_scan
-from hf_mamba_prune.native.library import active_instruction_set, address, available, kernels, time_major
-
-
-class ScanCut(NamedTuple):
-    """The shape of a scan as the kernels count it: channels in `heads` runs of `head_dim`."""
-
-    batch: int
-    length: int
-    heads: int
-    head_dim: int
-    groups: int
-    states: int
-    per_head: bool
-    softplus: bool
-    step_min: float
-    step_max: float
+from hf_mamba_prune.native.library import active_instruction_set, available, buffer, kernels, strided
 
 
 class _Scan(torch.autograd.Function):
     """Inputs are time-major: u and z (b, l, d), delta (b, l, d or heads), B and C (b, l, groups * n)."""
 
     @staticmethod
-    def forward(ctx, u, delta, A, B, C, D, z, bias, initial, cut: ScanCut, differentiable: bool, want_last: bool):
-        isa, threads, native = active_instruction_set(), torch.get_num_threads(), kernels()
-        d = cut.heads * cut.head_dim
-        sizes = native.scan_sizes(isa, cut)
-        out = u.new_empty(cut.batch, cut.length, d)
-        last = u.new_empty(cut.batch, d, cut.states, dtype=torch.float32) if want_last else None
-        checkpoints = None
+    def forward(ctx, u, delta, A, B, C, D, z, bias, initial, shape, differentiable: bool, want_last: bool):
+        isa, native = active_instruction_set(), kernels()
+        b, d, n = shape.batch, shape.channels, shape.states
+        out = u.new_empty(b, shape.length, d)
+        last = u.new_empty(b, d, n, dtype=torch.float32) if want_last else None
+        checkpoints, tensors = None, (u, delta, z, B, C, A, D, bias, initial)
         if differentiable:
-            checkpoints = u.new_empty(cut.batch, sizes[1], d, cut.states, dtype=torch.float32)
-        inputs = (u, delta, z, B, C, A, D, bias, initial)
+            tiles = native.scan_sizes(isa=isa, shape=shape).tiles
+            checkpoints = u.new_empty(b, tiles, d, n, dtype=torch.float32)
+            ctx.save_for_backward(*tensors, checkpoints)
+            ctx.shape, ctx.isa = shape, isa
         native.scan_forward(
-            isa, threads, cut, _described(inputs), time_major(out), address(last), address(checkpoints)
+            isa=isa,
+            threads=torch.get_num_threads(),
+            inputs=_inputs(shape, *tensors),
+            out=strided(out),
+            last=buffer(last),
+            checkpoints=buffer(checkpoints),
         )
-        if differentiable:
-            ctx.save_for_backward(*inputs, checkpoints)
-            ctx.cut, ctx.isa, ctx.sizes = cut, isa, sizes
         return out, last
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dout, dlast):
-        *inputs, checkpoints = ctx.saved_tensors
-        u, delta, z, B, C, A, D, bias, initial = inputs
-        cut = ctx.cut
-        _, _, blocks, shares, padded = ctx.sizes
-        if dout is None:
-            dout = torch.zeros_like(u)
-        if dlast is not None:
-            dlast = dlast.float().contiguous()
-        b, d = cut.batch, cut.heads * cut.head_dim
-
-        def floats(*shape):
-            return u.new_empty(shape, dtype=torch.float32)
-
-        du, dB, dC = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (u, B, C))
-        dz = None if z is None else torch.empty_like(z, memory_format=torch.contiguous_format)
-        ddelta = None if cut.per_head else torch.empty_like(delta, memory_format=torch.contiguous_format)
-        dstep = floats(b, cut.length, blocks) if cut.per_head else None
-        dA = floats(b, blocks) if cut.per_head else floats(b, d, cut.states)
-        dbias = floats(b, blocks if cut.per_head else d)
-        dD = None if D is None else floats(b, d)
-        dinitial = None if initial is None else torch.empty_like(initial)
-        dBC = floats(b, cut.groups, shares, cut.length, 2, padded)
+        *tensors, checkpoints = ctx.saved_tensors
+        delta, bias = tensors[1], tensors[7]
+        shape = ctx.shape
+        dout = torch.zeros_like(tensors[0]) if dout is None else dout
+        dlast = None if dlast is None else dlast.float().contiguous()
+        sums = _sums(shape, ctx.isa, tensors)
+        like = _like(shape, tensors)
         kernels().scan_backward(
-            ctx.isa,
-            torch.get_num_threads(),
-            cut,
-            _described(inputs),
-            checkpoints.data_ptr(),
-            (time_major(dout), address(dlast)),
-            tuple(time_major(x) for x in (du, ddelta, dz, dB, dC)),
-            tuple(address(x) for x in (dA, dD, dbias, dinitial, dstep, dBC)),
+            isa=ctx.isa,
+            threads=torch.get_num_threads(),
+            inputs=_inputs(shape, *tensors),
+            checkpoints=buffer(checkpoints),
+            dout=strided(dout),
+            dlast=buffer(dlast),
+            **{name: strided(tensor) for name, tensor in like.items()},
+            **{name: buffer(tensor) for name, tensor in sums.items()},
         )
-        if cut.per_head:
-            ddelta = dstep.view(b, cut.length, cut.heads, -1).sum(-1).to(delta.dtype)
-            dA, dbias = (x.view(b, cut.heads, -1).sum((0, 2)) for x in (dA, dbias))
-            dD = None if dD is None else dD.view(b, cut.heads, -1).sum((0, 2))
+        b, heads, ddelta = shape.batch, shape.heads, like["ddelta"]
+        dA, dD, dbias = sums["dA"], sums["dD"], sums["dbias"]
+        if shape.per_head:
+            ddelta = sums["dstep"].view(b, shape.length, heads, -1).sum(-1).to(delta.dtype)
+            dA, dbias = (x.view(b, heads, -1).sum((0, 2)) for x in (dA, dbias))
+            dD = None if dD is None else dD.view(b, heads, -1).sum((0, 2))
         else:
             dA, dbias, dD = (None if x is None else x.sum(0) if b > 1 else x[0] for x in (dA, dbias, dD))
         dbias = None if bias is None else dbias
-        return du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial, None, None, None
+        return (
+            like["du"], ddelta, dA, like["dB"], like["dC"], dD, like["dz"], dbias, sums["dinitial"], None, None, None
+        )  # fmt: skip
 
 
-def _described(inputs) -> tuple:
-    return (*(time_major(x) for x in inputs[:5]), *(address(x) for x in inputs[5:]))
+def _inputs(shape: Any, u, delta, z, B, C, A, D, bias, initial) -> Any:
+    return kernels().ScanInputs(
+        shape=shape,
+        u=strided(u),
+        delta=strided(delta),
+        z=strided(z),
+        B=strided(B),
+        C=strided(C),
+        A=buffer(A),
+        D=buffer(D),
+        bias=buffer(bias),
+        initial=buffer(initial),
+    )
+
+
+def _like(shape: Any, tensors: list) -> dict[str, Any]:
+    """Room for the gradients of activations; with a step for each head, that of the steps is among the sums."""
+    u, delta, z, B, C = tensors[:5]
+    wanted = {"du": u, "ddelta": None if shape.per_head else delta, "dz": z, "dB": B, "dC": C}
+    return {
+        name: None if x is None else torch.empty_like(x, memory_format=torch.contiguous_format)
+        for name, x in wanted.items()
+    }
+
+
+def _sums(shape: Any, isa: str, tensors: list) -> dict[str, Any]:
+    """Room for what the caller sums up: gradients of parameters, and of what the heads of a group share."""
+    sizes = kernels().scan_sizes(isa=isa, shape=shape)
+    b, d, n, blocks, length = shape.batch, shape.channels, shape.states, sizes.blocks, shape.length
+
+    def floats(*size: int) -> torch.Tensor:
+        return torch.empty(size, dtype=torch.float32)
+
+    return {
+        "dA": floats(b, blocks) if shape.per_head else floats(b, d, n),
+        "dD": None if tensors[6] is None else floats(b, d),
+        "dbias": floats(b, blocks if shape.per_head else d),
+        "dinitial": None if tensors[8] is None else torch.empty_like(tensors[8]),
+        "dstep": floats(b, length, blocks) if shape.per_head else None,
+        "dBC": floats(b, shape.groups, sizes.shares, length, 2, sizes.padded_states),
+    }
 
 
 def _parameter(tensor: torch.Tensor | None) -> torch.Tensor | None:
@@ -107,7 +123,7 @@ def _activation(tensor: torch.Tensor | None) -> torch.Tensor | None:
     return tensor.float()
 
 
-def _run(u, delta, A, B, C, D, z, bias, initial, cut: ScanCut, want_last: bool):
+def _run(u, delta, A, B, C, D, z, bias, initial, shape: Any, want_last: bool):
     activations = [_activation(x) for x in (u, delta, B, C, z)]
     parameters = [_parameter(x) for x in (A, D, bias, initial)]
     tensors = [x for x in (*activations, *parameters) if x is not None]
@@ -115,7 +131,7 @@ def _run(u, delta, A, B, C, D, z, bias, initial, cut: ScanCut, want_last: bool):
     u_in, delta_in, B_in, C_in, z_in = activations
     A_in, D_in, bias_in, initial_in = parameters
     out, last = _Scan.apply(
-        u_in, delta_in, A_in, B_in, C_in, D_in, z_in, bias_in, initial_in, cut, differentiable, want_last
+        u_in, delta_in, A_in, B_in, C_in, D_in, z_in, bias_in, initial_in, shape, differentiable, want_last
     )
     return out.to(u.dtype), last
 
@@ -157,10 +173,19 @@ def selective_scan(
             u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, return_last_state
         )
     b, d, length = u.shape
-    cut = ScanCut(b, length, 1, d, 1, A.shape[1], False, delta_softplus, 0.0, 0.0)
+    shape = kernels().ScanShape(
+        batch=b,
+        length=length,
+        heads=1,
+        head_dim=d,
+        groups=1,
+        states=A.shape[1],
+        per_head=False,
+        softplus=delta_softplus,
+    )
     u, delta, B, C = (x.transpose(1, 2) for x in (u, delta, B, C))
     z = None if z is None else z.transpose(1, 2)
-    out, last = _run(u, delta, A, B, C, D, z, delta_bias, initial_state, cut, return_last_state)
+    out, last = _run(u, delta, A, B, C, D, z, delta_bias, initial_state, shape, return_last_state)
     out = out.transpose(1, 2)
     return (out, last) if return_last_state else out
 
@@ -200,10 +225,21 @@ def chunk_scan(
     b, length, heads, head_dim = x.shape
     groups, n = B.shape[2:]
     limits = (0.0, 0.0) if dt_softplus and tuple(dt_limit) == (0.0, float("inf")) else dt_limit
-    cut = ScanCut(b, length, heads, head_dim, groups, n, True, dt_softplus, *(float(limit) for limit in limits))
+    shape = kernels().ScanShape(
+        batch=b,
+        length=length,
+        heads=heads,
+        head_dim=head_dim,
+        groups=groups,
+        states=n,
+        per_head=True,
+        softplus=dt_softplus,
+        step_min=float(limits[0]),
+        step_max=float(limits[1]),
+    )
     initial = None if initial_states is None else initial_states.flatten(1, 2)
     out, last = _run(
-        x.flatten(2), dt, A, B.flatten(2), C.flatten(2), D, None, dt_bias, initial, cut, return_final_states
+        x.flatten(2), dt, A, B.flatten(2), C.flatten(2), D, None, dt_bias, initial, shape, return_final_states
     )
     out = out.view(x.shape)
     return (out, last.view(b, heads, head_dim, n)) if return_final_states else out

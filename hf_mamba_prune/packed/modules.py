@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hf_mamba_prune.native.packed import MAX_BATCH, PackedMatrix
+from hf_mamba_prune.native.library import MAX_BATCH
+from hf_mamba_prune.native.packed import PackedMatrix
 
 TILE_WEIGHTS = 1 << 22
 """Weights unpacked at once for a product with many tokens."""

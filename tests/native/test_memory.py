@@ -17,7 +17,9 @@ def told(monkeypatch) -> list[bool]:
     calls: list[bool] = []
 
     class Library:
-        keep_freed_memory = calls.append
+        @staticmethod
+        def keep_freed_memory(*, keep: bool) -> None:
+            calls.append(keep)
 
     for name in memory.VARIABLES:
         monkeypatch.delenv(name, raising=False)

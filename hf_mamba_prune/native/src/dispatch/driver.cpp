@@ -28,7 +28,7 @@ class Tensors {
       halves_.push_back(std::make_unique<std::vector<uint16_t>>(count));
       for (uint16_t& value : *halves_.back()) value = static_cast<uint16_t>(next() > 0 ? 0x3e80 : 0xbf00);
       made.data = reinterpret_cast<char*>(halves_.back()->data());
-      made.dtype = Dtype::kBFloat16;
+      made.coding = Coding::kBFloat16;
     } else {
       made.data = reinterpret_cast<char*>(floats(count));
     }
@@ -140,12 +140,12 @@ bool run_conv(const KernelTable& table, int64_t b, int64_t l, int64_t d, int64_t
   return own.finite();
 }
 
-bool run_select(const KernelTable& table, int64_t count, Dtype dtype) {
+bool run_select(const KernelTable& table, int64_t count, Coding coding) {
   Tensors own;
   std::vector<uint16_t> halves(count, 0x3c12);
   float* floats = own.floats(count);
-  const Values values{dtype == Dtype::kFloat32 ? reinterpret_cast<char*>(floats) : reinterpret_cast<char*>(halves.data()),
-                      dtype, count};
+  const Values values{coding == Coding::kFloat32 ? reinterpret_cast<char*>(floats) : reinterpret_cast<char*>(halves.data()),
+                      coding, count};
   std::vector<int64_t> counts(1000 + 2), positions(count);
   std::vector<int32_t> keys(count);
   std::vector<uint8_t> keep(count);
@@ -226,8 +226,8 @@ int main() {
         }
         count(run_conv(*table, 2, l, d, d == 15 ? 3 : 4, l == 64));
       }
-      for (Dtype dtype : {Dtype::kFloat32, Dtype::kBFloat16, Dtype::kFloat16}) {
-        count(run_select(*table, l == 513 ? 1100001 : l, dtype));
+      for (Coding coding : {Coding::kFloat32, Coding::kBFloat16, Coding::kFloat16}) {
+        count(run_select(*table, l == 513 ? 1100001 : l, coding));
       }
     }
     for (int64_t columns : {1, 5, 63, 64, 65, 129, 200}) {

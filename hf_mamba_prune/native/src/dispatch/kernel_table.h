@@ -2,14 +2,14 @@
 #pragma once
 #include <cstdint>
 
+#include "dispatch/codings.h"
+
 namespace hmp {
 
-enum class Dtype : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
-
-// A (batch, length, channel) tensor of any strides, counted in elements. A null pointer: not given.
+// A (batch, length, channel) tensor of any strides, counted in elements, float32 or bfloat16. A null pointer: not given.
 struct View {
   char* data = nullptr;
-  Dtype dtype = Dtype::kFloat32;
+  Coding coding = Coding::kFloat32;
   int64_t batch_stride = 0;
   int64_t length_stride = 0;
   int64_t channel_stride = 0;
@@ -83,9 +83,10 @@ struct ConvStep {
   const float* bias = nullptr;
 };
 
+// float32, bfloat16 or float16.
 struct Values {
   char* data = nullptr;
-  Dtype dtype = Dtype::kFloat32;
+  Coding coding = Coding::kFloat32;
   int64_t count = 0;
 };
 

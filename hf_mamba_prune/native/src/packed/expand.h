@@ -23,8 +23,6 @@ HMP_INLINE float half_to_float(uint16_t half) {
   return value;
 }
 
-HMP_INLINE int value_bytes(Coding coding) { return coding == Coding::kFloat32 ? 4 : coding == Coding::kInt8 ? 1 : 2; }
-
 template <Coding coding>
 HMP_INLINE float read_value(const char* from) {
   if constexpr (coding == Coding::kFloat32) {

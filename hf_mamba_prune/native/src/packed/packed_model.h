@@ -3,9 +3,9 @@
 #include <cstdint>
 #include <vector>
 
-namespace hmp {
+#include "dispatch/codings.h"
 
-enum class Coding : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kInt8 = 3 };
+namespace hmp {
 
 constexpr int kBand = 16;          // rows multiplied together
 constexpr int64_t kMaxBatch = 8;   // sequences that one token's step serves at once

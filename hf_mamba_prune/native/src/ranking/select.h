@@ -50,17 +50,17 @@ HMP_INLINE Words half_keys(Words half) {
   return magnitude >= 0x7c00u ? (magnitude << 13 | 0x7f800000u) : scaled;
 }
 
-template <Dtype Type>
+template <Coding Type>
 HMP_INLINE Words load_keys(const char* data, int64_t at) {
-  if (Type == Dtype::kFloat32) return load_as<Words>(data + 4 * at) & kMagnitude;
+  if (Type == Coding::kFloat32) return load_as<Words>(data + 4 * at) & kMagnitude;
   const Words halves = __builtin_convertvector(load_as<Halves>(data + 2 * at), Words);
-  return Type == Dtype::kBFloat16 ? (halves << 16) & kMagnitude : half_keys(halves);
+  return Type == Coding::kBFloat16 ? (halves << 16) & kMagnitude : half_keys(halves);
 }
 
 // Calls visit(keys, position, lanes) for each vector of values in [first, last); the last one may be partly filled.
-template <Dtype Type, typename Visit>
+template <Coding Type, typename Visit>
 HMP_INLINE void visit_keys(const char* data, int64_t first, int64_t last, Visit visit) {
-  constexpr int kBytes = Type == Dtype::kFloat32 ? 4 : 2;
+  constexpr int kBytes = Type == Coding::kFloat32 ? 4 : 2;
   int64_t at = first;
 #pragma GCC unroll 4
   for (; at + kLanes <= last; at += kLanes) {
@@ -74,15 +74,15 @@ HMP_INLINE void visit_keys(const char* data, int64_t first, int64_t last, Visit 
   }
 }
 
-template <Dtype Value>
+template <Coding Value>
 struct Kind {
-  static constexpr Dtype value = Value;
+  static constexpr Coding value = Value;
 };
 template <typename Run>
-auto with_kind(Dtype dtype, Run run) {
-  if (dtype == Dtype::kFloat32) return run(Kind<Dtype::kFloat32>{});
-  if (dtype == Dtype::kBFloat16) return run(Kind<Dtype::kBFloat16>{});
-  return run(Kind<Dtype::kFloat16>{});
+auto with_kind(Coding coding, Run run) {
+  if (coding == Coding::kFloat32) return run(Kind<Coding::kFloat32>{});
+  if (coding == Coding::kBFloat16) return run(Kind<Coding::kBFloat16>{});
+  return run(Kind<Coding::kFloat16>{});
 }
 
 struct Chunk {
@@ -99,7 +99,7 @@ struct Histogram {
   int64_t bins, stripes;
   int64_t* counts;  // below, (bins), above
 
-  template <Dtype Type>
+  template <Coding Type>
   void run(int64_t stripe) const {
     // Two tables in turn: neighbours often fall in one bin, and an addition must not wait for the one before.
     uint32_t* table = reinterpret_cast<uint32_t*>(scratch(2 * bins));
@@ -141,7 +141,7 @@ inline void range_histogram(const Values& values, uint32_t low, int shift, int64
   const Histogram histogram{values, low, shift, bins, wanted < there ? wanted : there, counts};
   parallel(histogram.stripes, threads, [](const void* context, int64_t stripe) {
     const Histogram& h = *static_cast<const Histogram*>(context);
-    with_kind(h.values.dtype, [&](auto kind) { h.run<decltype(kind)::value>(stripe); });
+    with_kind(h.values.coding, [&](auto kind) { h.run<decltype(kind)::value>(stripe); });
   }, &histogram);
 }
 
@@ -151,7 +151,7 @@ struct Mask {
   uint8_t* keep;
   int64_t* ties;
 
-  template <Dtype Type>
+  template <Coding Type>
   void run(int64_t task) const {
     const Chunk chunk(values, task);
     int64_t equal = 0;
@@ -175,7 +175,7 @@ inline int64_t keep_above(const Values& values, uint32_t threshold, uint8_t* kee
   const Mask mask{values, threshold, keep, &ties};
   parallel(chunks(values), threads, [](const void* context, int64_t task) {
     const Mask& m = *static_cast<const Mask*>(context);
-    with_kind(m.values.dtype, [&](auto kind) { m.run<decltype(kind)::value>(task); });
+    with_kind(m.values.coding, [&](auto kind) { m.run<decltype(kind)::value>(task); });
   }, &mask);
   return ties;
 }
@@ -189,7 +189,7 @@ struct Between {
   int64_t* below;
   int64_t* found;
 
-  template <Dtype Type>
+  template <Coding Type>
   void run(int64_t task) const {
     constexpr int kBuffer = 1024;
     int64_t at_hits[kBuffer];
@@ -232,7 +232,7 @@ inline BetweenCounts between(const Values& values, uint32_t low, uint32_t high, 
   const Between run{values, low, high, room, positions, keys, &counts.below, &counts.found};
   parallel(chunks(values), threads, [](const void* context, int64_t task) {
     const Between& b = *static_cast<const Between*>(context);
-    with_kind(b.values.dtype, [&](auto kind) { b.run<decltype(kind)::value>(task); });
+    with_kind(b.values.coding, [&](auto kind) { b.run<decltype(kind)::value>(task); });
   }, &run);
   return counts;
 }

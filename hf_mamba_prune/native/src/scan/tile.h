@@ -6,11 +6,11 @@ namespace hmp {
 namespace HMP_ISA {
 
 HMP_INLINE float read_one(const View& view, int64_t offset) {
-  if (view.dtype == Dtype::kFloat32) return reinterpret_cast<const float*>(view.data)[offset];
+  if (view.coding == Coding::kFloat32) return reinterpret_cast<const float*>(view.data)[offset];
   return bf16_to_float(reinterpret_cast<const uint16_t*>(view.data)[offset]);
 }
 HMP_INLINE void write_one(const View& view, int64_t offset, float value) {
-  if (view.dtype == Dtype::kFloat32) {
+  if (view.coding == Coding::kFloat32) {
     reinterpret_cast<float*>(view.data)[offset] = value;
   } else {
     reinterpret_cast<uint16_t*>(view.data)[offset] = float_to_bf16(value);
@@ -32,7 +32,7 @@ struct Place {
 template <bool Written = false>
 HMP_INLINE void fetch_rows(const View& view, const Place& at, int64_t channels) {
   if (view.channel_stride != 1) return;
-  const int64_t size = view.dtype == Dtype::kFloat32 ? 4 : 2;
+  const int64_t size = view.coding == Coding::kFloat32 ? 4 : 2;
   const char* from = view.data + at.offset(view) * size;
   for (int t = 0; t < at.steps; ++t) {
     const char* row = from + t * view.length_stride * size;
@@ -54,7 +54,7 @@ inline void read_tile(const View& view, const Place& at, float* tile) {
   const int64_t offset = at.offset(view);
   int done = 0;
   if (at.lanes == kLanes && view.channel_stride == 1) {
-    if (view.dtype == Dtype::kFloat32) {
+    if (view.coding == Coding::kFloat32) {
       const float* from = reinterpret_cast<const float*>(view.data) + offset;
       for (int t = 0; t < at.steps; ++t) store(tile + t * kLanes, load(from + t * view.length_stride));
     } else {
@@ -68,7 +68,7 @@ inline void read_tile(const View& view, const Place& at, float* tile) {
       Floats rows[kLanes];
       for (int i = 0; i < kLanes; ++i) {
         const int64_t row = offset + done + i * view.channel_stride;
-        rows[i] = view.dtype == Dtype::kFloat32 ? load(reinterpret_cast<const float*>(view.data) + row)
+        rows[i] = view.coding == Coding::kFloat32 ? load(reinterpret_cast<const float*>(view.data) + row)
                                                 : load_bf16(reinterpret_cast<const uint16_t*>(view.data) + row);
       }
       transpose(rows);
@@ -81,7 +81,7 @@ inline void read_tile(const View& view, const Place& at, float* tile) {
 inline void write_tile(const View& view, const Place& at, const float* tile) {
   const int64_t offset = at.offset(view);
   if (at.lanes == kLanes && view.channel_stride == 1) {
-    if (view.dtype == Dtype::kFloat32) {
+    if (view.coding == Coding::kFloat32) {
       float* to = reinterpret_cast<float*>(view.data) + offset;
       for (int t = 0; t < at.steps; ++t) store(to + t * view.length_stride, load(tile + t * kLanes));
     } else {
@@ -111,7 +111,7 @@ inline void read_rows(const View& view, const Place& at, int count, int padded, 
   for (int t = 0; t < at.steps; ++t) {
     float* row = rows + t * padded;
     const int64_t from = offset + t * view.length_stride;
-    if (view.dtype == Dtype::kFloat32 && view.channel_stride == 1) {
+    if (view.coding == Coding::kFloat32 && view.channel_stride == 1) {
       std::memcpy(row, reinterpret_cast<const float*>(view.data) + from, count * sizeof(float));
     } else {
       for (int i = 0; i < count; ++i) row[i] = read_one(view, from + i * view.channel_stride);
