@@ -9,7 +9,7 @@ import torch
 
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.masks.ranking import Keeper, lowest
-from hf_mamba_prune.masks.slots import Slot, divide, weights_to_prune
+from hf_mamba_prune.masks.slots import Slot, divide_above, weights_to_prune
 from hf_mamba_prune.models.shards import Shard
 from hf_mamba_prune.models.targets import Target
 
@@ -29,8 +29,14 @@ _OUTLIER, _OWL_RANGE = 5.0, 0.08
 def uniform(
     slots: Sequence[Slot], total: int, score_of: ScoreOf, config: PruningConfig, curves: Curves, shard: Shard
 ) -> Division:
-    """The same sparsity for every tensor."""
-    return divide(total, [slot.size for slot in slots]), []
+    """The same sparsity for every tensor, more only where more is gone already."""
+    return divide_above(total, [slot.size for slot in slots], weights_gone(slots, score_of, shard)), []
+
+
+def weights_gone(slots: Sequence[Slot], score_of: ScoreOf, shard: Shard) -> list[int]:
+    """Of each slot the weights that are zero already: they score 0, and stay zero whatever a budget says of them."""
+    live = shard.count(int(torch.count_nonzero(slot.cut(score_of(slot.target)))) for slot in slots)
+    return [slot.size - count for slot, count in zip(slots, live, strict=True)]
 
 
 def global_ranking(
@@ -38,20 +44,29 @@ def global_ranking(
 ) -> Division:
     """One ranking of all weights (arXiv 2505.08299), no slot above the ceiling.
 
-    A slot that the ranking would empty further gets the ceiling, and the rest is ranked again without it.
+    A slot that the ranking would empty further gets the ceiling, and the rest is ranked again without it. What is
+    gone already counts in full, also above the ceiling, or more weights would be zero than was asked for.
     """
-    highest = [weights_to_prune(config.ceiling, slot.size) for slot in slots]
     counts: dict[int, int] = {}
     bound: list[str] = []
     while True:
         free = [i for i in range(len(slots)) if i not in counts]
         ranked = _ranked_counts([slots[i] for i in free], total - sum(counts.values()), score_of, config.seed, shard)
-        over = [i for i, count in zip(free, ranked, strict=True) if count > highest[i]]
+        over = [i for i, c in zip(free, ranked, strict=True) if c > weights_to_prune(config.ceiling, slots[i].size)]
+        held = _held_at_ceiling([slots[i] for i in over], score_of, config, shard)
         if not over:
             counts |= dict(zip(free, ranked, strict=True))
             return [counts[i] for i in range(len(slots))], bound
-        counts |= {i: highest[i] for i in over}
-        bound += [slots[i].name for i in over]
+        counts |= {i: most for i, (_, most) in zip(over, held, strict=True)}
+        bound += [slots[i].name for i, (gone, most) in zip(over, held, strict=True) if gone < most]
+
+
+def _held_at_ceiling(
+    slots: Sequence[Slot], score_of: ScoreOf, config: PruningConfig, shard: Shard
+) -> list[tuple[int, int]]:
+    """(gone already, most that may go) of each slot: the ceiling, or what is gone where that is more."""
+    gone = weights_gone(slots, score_of, shard)
+    return [(own, max(own, weights_to_prune(config.ceiling, s.size))) for s, own in zip(slots, gone, strict=True)]
 
 
 def _ranked_counts(slots: Sequence[Slot], total: int, score_of: ScoreOf, seed: int, shard: Shard) -> list[int]:
@@ -84,20 +99,20 @@ def owl(
     mean = sum(shares.values()) / len(shares)
     wanted = total / sum(sizes.values())
     sparsities = [wanted - (shares[slot.target.layer] - mean) * scale for slot in slots]
-    return _shifted(slots, sparsities, total, _limits(slots, total, score_of, config))
+    return _shifted(slots, sparsities, total, _limits(slots, total, score_of, config, shard))
 
 
-def _limits(slots: Sequence[Slot], total: int, score_of: ScoreOf, config: PruningConfig) -> list[tuple[int, int]]:
+def _limits(
+    slots: Sequence[Slot], total: int, score_of: ScoreOf, config: PruningConfig, shard: Shard
+) -> list[tuple[int, int]]:
     """(least, most) weights to prune of each slot: weights that are gone already stay gone, or more would have to go
     than was asked for; unless there are more of them than that."""
-    gone = [slot.size - int(torch.count_nonzero(slot.cut(score_of(slot.target)))) for slot in slots]
-    most = [weights_to_prune(config.ceiling, slot.size) for slot in slots]
-    least = [min(pair) for pair in zip(gone, most, strict=True)] if sum(gone) <= total else [0] * len(slots)
-    return list(zip(least, most, strict=True))
+    limits = _held_at_ceiling(slots, score_of, config, shard)
+    return limits if sum(gone for gone, _ in limits) <= total else [(0, most) for _, most in limits]
 
 
 def _at_ceiling(slots: Sequence[Slot], counts: Sequence[int], limits: Sequence[tuple[int, int]]) -> list[str]:
-    return [slot.name for slot, count, (_, most) in zip(slots, counts, limits, strict=True) if count == most]
+    return [s.name for s, count, (least, most) in zip(slots, counts, limits, strict=True) if least < count == most]
 
 
 def _shifted(
@@ -126,7 +141,7 @@ def sensitivity(
 
     Each curve is made convex and cut into its pieces; the cheapest pieces of all slots go first, up to the ceiling.
     """
-    limits = _limits(slots, total, score_of, config)
+    limits = _limits(slots, total, score_of, config, shard)
     pieces = [
         (cost, index, count)
         for index, (slot, limit) in enumerate(zip(slots, limits, strict=True))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hf_mamba_prune.config import PruningConfig
-from hf_mamba_prune.masks.allocations import ALLOCATIONS, Curves, ScoreOf
-from hf_mamba_prune.masks.slots import Slot, divide, make_slots, weights_to_prune
+from hf_mamba_prune.masks.allocations import ALLOCATIONS, Curves, ScoreOf, weights_gone
+from hf_mamba_prune.masks.slots import Slot, divide_above, make_slots, weights_to_prune
 from hf_mamba_prune.models.shards import WHOLE, Shard
 from hf_mamba_prune.models.targets import Target
 
@@ -52,7 +52,7 @@ def total_to_prune(targets: Sequence[Target], config: PruningConfig, sparsity: f
         return sum(_pattern_count(slot, *config.n_of_m) for slot in slots)
     size = sum(slot.size for slot in slots)
     total = weights_to_prune(sparsity, size)
-    fixed = _fixed_counts(slots, config, sparsity)
+    fixed = _fixed_counts(slots, config, sparsity, lambda own: [0] * len(own))
     open_slots = [slot for slot in slots if slot.name not in fixed]
     free = sum(slot.size for slot in open_slots)
     if sparsity != config.sparsity:  # on the way, roundings of the parts and of the whole may be one apart
@@ -99,7 +99,7 @@ def allocate(
     slots = make_slots(targets, config)
     if config.n_of_m is not None:
         return Budget(slots, tuple(_pattern_count(slot, *config.n_of_m) for slot in slots))
-    chosen = _fixed_counts(slots, config, sparsity)
+    chosen = _fixed_counts(slots, config, sparsity, lambda own: weights_gone(own, score_of, shard))
     free = [slot for slot in slots if slot.name not in chosen]
     rest = total - sum(chosen.values())
     divide_over = ALLOCATIONS[config.allocation]
@@ -108,14 +108,20 @@ def allocate(
     return Budget(slots, tuple(chosen[slot.name] for slot in slots), tuple(bound))
 
 
-def _fixed_counts(slots: Sequence[Slot], config: PruningConfig, sparsity: float) -> dict[str, int]:
-    """The counts of components with a share of their own, which rises with the whole while a schedule is under way."""
+def _fixed_counts(
+    slots: Sequence[Slot], config: PruningConfig, sparsity: float, gone: Callable[[Sequence[Slot]], list[int]]
+) -> dict[str, int]:
+    """The counts of components with a share of their own, which rises with the whole while a schedule is under way.
+
+    `gone` says what is zero of their slots already; it moves counts between them, not their sum.
+    """
     progress = sparsity / config.sparsity if config.sparsity else 1.0
     counts: dict[str, int] = {}
     for component, share in config.component_sparsity.items():
         own = [slot for slot in slots if slot.component == component]
         total = weights_to_prune(share * progress, sum(slot.size for slot in own))
-        counts |= dict(zip([slot.name for slot in own], divide(total, [slot.size for slot in own]), strict=True))
+        divided = divide_above(total, [slot.size for slot in own], gone(own))
+        counts |= dict(zip([slot.name for slot in own], divided, strict=True))
     return counts
 
 

@@ -66,6 +66,20 @@ def divide(total: int, sizes: Sequence[int]) -> list[int]:
     return shares
 
 
+def divide_above(total: int, sizes: Sequence[int], least: Sequence[int]) -> list[int]:
+    """As `divide`, none below its `least`; where those alone are more than `total`, they are left aside."""
+    if sum(least) > total:
+        return divide(total, sizes)
+    held: dict[int, int] = {}
+    while True:
+        free = [i for i in range(len(sizes)) if i not in held]
+        shares = dict(zip(free, divide(total - sum(held.values()), [sizes[i] for i in free]), strict=True))
+        below = {i: least[i] for i in free if shares[i] < least[i]}
+        if not below:
+            return [(held | shares)[i] for i in range(len(sizes))]
+        held |= below
+
+
 def weights_to_prune(sparsity: float, size: int) -> int:
     """The whole number of weights that a sparsity means: rounded to the nearest, halves to even."""
     return round(sparsity * size)

@@ -106,11 +106,25 @@ def test_a_ceiling_binds_is_reported_and_the_rest_goes_elsewhere():
         assert count == high if slot.name in held.at_ceiling else before <= count <= high
 
 
-def test_a_tensor_of_zeros_keeps_what_the_ceiling_leaves():
-    scores = SCORES | {"a.out": torch.zeros(8, 16)}
-    budget = budget_of(0.3, lambda t: scores[t.name], allocation="global", ceiling=0.95)
-    assert budget.counts[2] == round(0.95 * 128) and budget.at_ceiling == ("a.out",)
-    assert budget.total == round(0.3 * SIZE)
+@pytest.mark.parametrize("fixed", [{}, {"in_proj": 0.65}], ids=["free", "fixed"])
+@pytest.mark.parametrize("gone", [128, 124])
+@pytest.mark.parametrize("allocation", [name for name in ALLOCATION_NAMES if name != "per-row"])
+def test_what_is_zero_already_counts_in_full_also_above_the_ceiling(allocation, gone, fixed):
+    """Zeros that a budget left out stay zeros all the same: the model would have more of them than was asked for."""
+    scores = SCORES | {"a.in": SCORES["a.in"].clone(), "a.out": SCORES["a.out"].clone()}
+    for name in ("a.in", "a.out"):
+        scores[name].view(-1)[:gone] = 0.0
+    budget = budget_of(0.7, lambda t: scores[t.name], allocation=allocation, ceiling=0.95, component_sparsity=fixed)
+    counts = {slot.name: count for slot, count in zip(budget.slots, budget.counts, strict=True)}
+    assert sum(max(count, int((scores[name] == 0).sum())) for name, count in counts.items()) == round(0.7 * SIZE)
+    assert budget.total == round(0.7 * SIZE) and not {"a.in", "a.out"} & set(budget.at_ceiling)
+
+
+def test_more_zeros_than_were_asked_for_move_no_budget():
+    gone = {t.name: torch.zeros(t.shape) for t in TARGETS}
+    for allocation in ALLOCATION_NAMES:
+        budget = budget_of(0.3, lambda t: gone[t.name], allocation=allocation)
+        assert budget.total == round(0.3 * SIZE)
 
 
 def test_a_ceiling_that_leaves_no_room_is_refused():
