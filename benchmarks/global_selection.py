@@ -19,7 +19,8 @@ from torch.nn.utils import prune as torch_prune
 from transformers import MambaConfig
 
 from hf_mamba_prune import PruningConfig
-from hf_mamba_prune.masks.model import apply_masks, choose_masks
+from hf_mamba_prune.masks.budget import allocate
+from hf_mamba_prune.masks.model import apply_masks, masks_within, scores_of_model
 from hf_mamba_prune.masks.scores import build_score
 from hf_mamba_prune.models.targets import Target
 
@@ -52,7 +53,9 @@ def ours(model: nn.Module) -> None:
         for name, m in model.named_modules()
         if isinstance(m, nn.Linear)
     ]
-    apply_masks(model, targets, choose_masks(model, targets, build_score(config), {}, config, SPARSITY)[1])
+    scores_of = scores_of_model(model, build_score(config), {})
+    budget = allocate(targets, scores_of, config, SPARSITY)
+    apply_masks(model, targets, masks_within(budget, scores_of, config))
 
 
 def theirs(model: nn.Module) -> None:

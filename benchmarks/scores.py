@@ -18,9 +18,10 @@ import torch
 
 from hf_mamba_prune import Evaluation, PruningConfig, calibrate, find_targets, load_model, read_text, use_native
 from hf_mamba_prune.config import SCORE_NAMES
+from hf_mamba_prune.masks.budget import allocate
 from hf_mamba_prune.masks.calibration import Need
+from hf_mamba_prune.masks.model import apply_masks, masks_within, scores_of_model
 from hf_mamba_prune.masks.scores import build_score
-from hf_mamba_prune.pruning import apply_masks, choose_masks
 from hf_mamba_prune.texts.sequences import sample_sequences
 
 DATA = Path(os.environ.get("HF_MAMBA_PRUNE_DATA", "../shared/data"))
@@ -68,7 +69,8 @@ def main() -> None:
             cells = []
             for sparsity in SPARSITIES:
                 config = PruningConfig(sparsity, ceiling=0.95, **options)
-                _, mask_of = choose_masks(model, targets, build_score(config), statistics, config, sparsity)
+                scores_of = scores_of_model(model, build_score(config), statistics)
+                mask_of = masks_within(allocate(targets, scores_of, config, sparsity), scores_of, config)
                 apply_masks(model, targets, mask_of)
                 perplexity = evaluation.run(model, tokenizer)[0].perplexity
                 cells.append(f"{perplexity:,.1f} ({perplexity / base:.3f})")

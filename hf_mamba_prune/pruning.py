@@ -15,9 +15,9 @@ from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.files.origin import Origin, model_facts
 from hf_mamba_prune.files.saving import round_to
 from hf_mamba_prune.masks.allocations import Curves
-from hf_mamba_prune.masks.budget import Budget, total_to_prune
+from hf_mamba_prune.masks.budget import Budget, allocate, total_to_prune
 from hf_mamba_prune.masks.calibration import Statistics, calibrate, check_inputs
-from hf_mamba_prune.masks.model import apply_masks, choose_masks
+from hf_mamba_prune.masks.model import apply_masks, masks_within, scores_of_model
 from hf_mamba_prune.masks.scores import build_score
 from hf_mamba_prune.masks.sensitivity import measure_curves
 from hf_mamba_prune.measure.counting import ZeroCounter
@@ -181,7 +181,9 @@ def _prune_in_steps(
             if config.allocation == "sensitivity" and step == 1:
                 curves = measure_curves(model, targets, score, statistics, _given(sequences), config)
         with meter.step("mask"):
-            budget, mask_of = choose_masks(model, targets, score, statistics, config, sparsity, curves)
+            scores_of = scores_of_model(model, score, statistics)
+            budget = allocate(targets, scores_of, config, sparsity, curves)
+            mask_of = masks_within(budget, scores_of, config)
             apply_masks(model, outside, mask_of)
         if config.reconstruct:
             with meter.step("reconstruct"):

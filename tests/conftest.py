@@ -12,8 +12,8 @@ from token_watch import capsys, no_token_in_files, pytest_runtest_makereport  # 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from hf_mamba_prune.command import cli
-from hf_mamba_prune.masks.budget import Budget
-from hf_mamba_prune.masks.model import apply_masks, choose_masks
+from hf_mamba_prune.masks.budget import Budget, allocate
+from hf_mamba_prune.masks.model import apply_masks, masks_within, scores_of_model
 
 
 def run(*arguments: str) -> int:
@@ -26,8 +26,9 @@ def run(*arguments: str) -> int:
 def mask_only(model, targets, score, statistics, config, sparsity) -> Budget:
     """Score, allocate and mask, without reconstruction."""
     curves = {target.name: ((0.5, 0.01), (0.9, 1.0)) for target in targets}
-    budget, mask_of = choose_masks(model, targets, score, statistics, config, sparsity, curves)
-    apply_masks(model, targets, mask_of)
+    scores_of = scores_of_model(model, score, statistics)
+    budget = allocate(targets, scores_of, config, sparsity, curves)
+    apply_masks(model, targets, masks_within(budget, scores_of, config))
     return budget
 
 

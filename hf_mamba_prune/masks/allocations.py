@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 
 import torch
@@ -11,10 +11,9 @@ from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.masks.ranking import Keeper, lowest
 from hf_mamba_prune.masks.slots import Slot, divide_above, weights_to_prune
 from hf_mamba_prune.models.shards import Shard
-from hf_mamba_prune.models.targets import Target
 
-ScoreOf = Callable[[Target], torch.Tensor]
-"""Scores of one target (out, in), computed anew at each call, so that only one target's are in memory."""
+ScoresOf = Callable[[Sequence[Slot]], Iterator[torch.Tensor]]
+"""Scores (rows, in) of slots, one after the other and anew at each call, so that only one target's are in memory."""
 
 Division = tuple[list[int], list[str]]
 """Weights to prune of each slot, and the names of the slots held at the ceiling."""
@@ -27,20 +26,20 @@ _OUTLIER, _OWL_RANGE = 5.0, 0.08
 
 
 def uniform(
-    slots: Sequence[Slot], total: int, score_of: ScoreOf, config: PruningConfig, curves: Curves, shard: Shard
+    slots: Sequence[Slot], total: int, scores_of: ScoresOf, config: PruningConfig, curves: Curves, shard: Shard
 ) -> Division:
     """The same sparsity for every tensor, more only where more is gone already."""
-    return divide_above(total, [slot.size for slot in slots], weights_gone(slots, score_of, shard)), []
+    return divide_above(total, [slot.size for slot in slots], weights_gone(slots, scores_of, shard)), []
 
 
-def weights_gone(slots: Sequence[Slot], score_of: ScoreOf, shard: Shard) -> list[int]:
+def weights_gone(slots: Sequence[Slot], scores_of: ScoresOf, shard: Shard) -> list[int]:
     """Of each slot the weights that are zero already: they score 0, and stay zero whatever a budget says of them."""
-    live = shard.count(int(torch.count_nonzero(slot.cut(score_of(slot.target)))) for slot in slots)
+    live = shard.count(int(torch.count_nonzero(scores)) for scores in scores_of(slots))
     return [slot.size - count for slot, count in zip(slots, live, strict=True)]
 
 
 def global_ranking(
-    slots: Sequence[Slot], total: int, score_of: ScoreOf, config: PruningConfig, curves: Curves, shard: Shard
+    slots: Sequence[Slot], total: int, scores_of: ScoresOf, config: PruningConfig, curves: Curves, shard: Shard
 ) -> Division:
     """One ranking of all weights (arXiv 2505.08299), no slot above the ceiling.
 
@@ -51,36 +50,33 @@ def global_ranking(
     bound: list[str] = []
     while True:
         free = [i for i in range(len(slots)) if i not in counts]
-        ranked = _ranked_counts([slots[i] for i in free], total - sum(counts.values()), score_of, config.seed, shard)
-        over = [i for i, c in zip(free, ranked, strict=True) if c > weights_to_prune(config.ceiling, slots[i].size)]
-        held = _held_at_ceiling([slots[i] for i in over], score_of, config, shard)
+        own, left = [slots[i] for i in free], total - sum(counts.values())
+
+        def visit(own: Sequence[Slot] = own) -> Iterator[tuple[str, torch.Tensor]]:
+            return zip([slot.name for slot in own], scores_of(own), strict=True)
+
+        keeper = Keeper(lowest(visit, left, sum(slot.size for slot in own), config.seed, shard), shard)
+        kept = shard.count(int(torch.count_nonzero(keeper.keep(name, scores))) for name, scores in visit())
+        ranked = {i: slots[i].size - count for i, count in zip(free, kept, strict=True)}
+        over = [i for i, count in ranked.items() if count > weights_to_prune(config.ceiling, slots[i].size)]
+        held = _held_at_ceiling([slots[i] for i in over], scores_of, config, shard)
         if not over:
-            counts |= dict(zip(free, ranked, strict=True))
+            counts |= ranked
             return [counts[i] for i in range(len(slots))], bound
         counts |= {i: most for i, (_, most) in zip(over, held, strict=True)}
         bound += [slots[i].name for i, (gone, most) in zip(over, held, strict=True) if gone < most]
 
 
 def _held_at_ceiling(
-    slots: Sequence[Slot], score_of: ScoreOf, config: PruningConfig, shard: Shard
+    slots: Sequence[Slot], scores_of: ScoresOf, config: PruningConfig, shard: Shard
 ) -> list[tuple[int, int]]:
     """(gone already, most that may go) of each slot: the ceiling, or what is gone where that is more."""
-    gone = weights_gone(slots, score_of, shard)
+    gone = weights_gone(slots, scores_of, shard)
     return [(own, max(own, weights_to_prune(config.ceiling, s.size))) for s, own in zip(slots, gone, strict=True)]
 
 
-def _ranked_counts(slots: Sequence[Slot], total: int, score_of: ScoreOf, seed: int, shard: Shard) -> list[int]:
-    def visit():
-        for slot in slots:
-            yield slot.name, slot.cut(score_of(slot.target))
-
-    keeper = Keeper(lowest(visit, total, sum(slot.size for slot in slots), seed, shard), shard)
-    kept = [int(torch.count_nonzero(keeper.keep(name, scores))) for name, scores in visit()]
-    return [slot.size - count for slot, count in zip(slots, shard.count(kept), strict=True)]
-
-
 def owl(
-    slots: Sequence[Slot], total: int, score_of: ScoreOf, config: PruningConfig, curves: Curves, shard: Shard
+    slots: Sequence[Slot], total: int, scores_of: ScoresOf, config: PruningConfig, curves: Curves, shard: Shard
 ) -> Division:
     """The more outliers among the scores of a block, the less of it goes (OWL, arXiv 2310.05175; meant for Wanda's).
 
@@ -88,8 +84,7 @@ def owl(
     """
     outliers: dict[int | None, int] = {}
     sizes: dict[int | None, int] = {}
-    for slot in slots:
-        scores = slot.cut(score_of(slot.target))
+    for slot, scores in zip(slots, scores_of(slots), strict=True):
         layer = slot.target.layer
         outliers[layer] = outliers.get(layer, 0) + int((scores > _OUTLIER * scores.mean()).sum())
         sizes[layer] = sizes.get(layer, 0) + slot.size
@@ -99,15 +94,15 @@ def owl(
     mean = sum(shares.values()) / len(shares)
     wanted = total / sum(sizes.values())
     sparsities = [wanted - (shares[slot.target.layer] - mean) * scale for slot in slots]
-    return _shifted(slots, sparsities, total, _limits(slots, total, score_of, config, shard))
+    return _shifted(slots, sparsities, total, _limits(slots, total, scores_of, config, shard))
 
 
 def _limits(
-    slots: Sequence[Slot], total: int, score_of: ScoreOf, config: PruningConfig, shard: Shard
+    slots: Sequence[Slot], total: int, scores_of: ScoresOf, config: PruningConfig, shard: Shard
 ) -> list[tuple[int, int]]:
     """(least, most) weights to prune of each slot: weights that are gone already stay gone, or more would have to go
     than was asked for; unless there are more of them than that."""
-    limits = _held_at_ceiling(slots, score_of, config, shard)
+    limits = _held_at_ceiling(slots, scores_of, config, shard)
     return limits if sum(gone for gone, _ in limits) <= total else [(0, most) for _, most in limits]
 
 
@@ -135,13 +130,13 @@ def _shifted(
 
 
 def sensitivity(
-    slots: Sequence[Slot], total: int, score_of: ScoreOf, config: PruningConfig, curves: Curves, shard: Shard
+    slots: Sequence[Slot], total: int, scores_of: ScoresOf, config: PruningConfig, curves: Curves, shard: Shard
 ) -> Division:
     """The budgets that cost least if the measured rises of the loss simply add up.
 
     Each curve is made convex and cut into its pieces; the cheapest pieces of all slots go first, up to the ceiling.
     """
-    limits = _limits(slots, total, score_of, config, shard)
+    limits = _limits(slots, total, scores_of, config, shard)
     pieces = [
         (cost, index, count)
         for index, (slot, limit) in enumerate(zip(slots, limits, strict=True))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hf_mamba_prune.config import PruningConfig
-from hf_mamba_prune.masks.allocations import ALLOCATIONS, Curves, ScoreOf, weights_gone
+from hf_mamba_prune.masks.allocations import ALLOCATIONS, Curves, ScoresOf, weights_gone
 from hf_mamba_prune.masks.slots import Slot, divide_above, make_slots, weights_to_prune
 from hf_mamba_prune.models.shards import WHOLE, Shard
 from hf_mamba_prune.models.targets import Target
@@ -76,7 +76,7 @@ def total_to_prune(targets: Sequence[Target], config: PruningConfig, sparsity: f
 
 def allocate(
     targets: Sequence[Target],
-    score_of: ScoreOf,
+    scores_of: ScoresOf,
     config: PruningConfig,
     sparsity: float,
     curves: Curves | None = None,
@@ -86,11 +86,11 @@ def allocate(
 
     Args:
         targets: the weights that may be pruned.
-        score_of: their scores.
+        scores_of: their scores.
         config: allocation, ceiling, fixed component sparsities, pattern, seed.
         sparsity: of all targets together.
         curves: what `sensitivity.measure_curves` found; only the allocation of that name reads them.
-        shard: where `score_of` gives only the rows that are here; the numbers are those of all ranks together.
+        shard: where `scores_of` gives only the rows that are here; the numbers are those of all ranks together.
 
     Raises:
         ValueError: see `total_to_prune`; or the ceiling leaves too little room.
@@ -99,11 +99,11 @@ def allocate(
     slots = make_slots(targets, config)
     if config.n_of_m is not None:
         return Budget(slots, tuple(_pattern_count(slot, *config.n_of_m) for slot in slots))
-    chosen = _fixed_counts(slots, config, sparsity, lambda own: weights_gone(own, score_of, shard))
+    chosen = _fixed_counts(slots, config, sparsity, lambda own: weights_gone(own, scores_of, shard))
     free = [slot for slot in slots if slot.name not in chosen]
     rest = total - sum(chosen.values())
     divide_over = ALLOCATIONS[config.allocation]
-    counts, bound = divide_over(free, rest, score_of, config, {} if curves is None else curves, shard)
+    counts, bound = divide_over(free, rest, scores_of, config, {} if curves is None else curves, shard)
     chosen |= {slot.name: count for slot, count in zip(free, counts, strict=True)}
     return Budget(slots, tuple(chosen[slot.name] for slot in slots), tuple(bound))
 

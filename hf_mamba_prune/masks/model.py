@@ -1,17 +1,18 @@
-"""Score, allocate and mask: from a model and what was measured of it to its zeros."""
+"""Scores of a model's weights, its masks within a budget, and its zeros."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from transformers import PreTrainedModel
 
 from hf_mamba_prune.config import PruningConfig
-from hf_mamba_prune.masks.allocations import Curves
-from hf_mamba_prune.masks.budget import Budget, allocate
+from hf_mamba_prune.masks.allocations import ScoresOf
+from hf_mamba_prune.masks.budget import Budget
 from hf_mamba_prune.masks.calibration import Statistics, TargetStatistics
 from hf_mamba_prune.masks.scores import Score
+from hf_mamba_prune.masks.slots import Slot
 from hf_mamba_prune.masks.tensor import MaskOf, target_mask
 from hf_mamba_prune.models.shards import WHOLE, Shard
 from hf_mamba_prune.models.targets import Target
@@ -21,29 +22,32 @@ _SMALLEST = 2.0**-149
 """The smallest positive float32."""
 
 
-@torch.no_grad()
-def choose_masks(
-    model: PreTrainedModel,
-    targets: Sequence[Target],
-    score: Score,
-    statistics: Statistics,
-    config: PruningConfig,
-    sparsity: float,
-    curves: Curves | None = None,
-    shard: Shard = WHOLE,
-) -> tuple[Budget, MaskOf]:
-    """Score and allocate; the mask of each target is made when it is asked for, one target in memory at a time."""
+def scores_of_model(model: PreTrainedModel, score: Score, statistics: Statistics) -> ScoresOf:
+    """The scores of a model's weights as they are at the call: of each slot in turn, one target in memory at a time."""
 
-    def score_of(target: Target) -> torch.Tensor:
-        weight = target.weight(model)
-        scores = score(target, weight, statistics.get(target.name, TargetStatistics()))
-        if not score.needs:
-            return scores
-        # A live weight without a gradient scores 0, but must not tie with those that are gone: they go first.
-        return scores.masked_fill_((scores == 0) & (weight != 0), _SMALLEST)
+    def scores_of(slots: Sequence[Slot]) -> Iterator[torch.Tensor]:
+        targets = [slot.target for slot in slots]
+        weights = [target.weight(model) for target in targets]
+        known = [statistics.get(target.name, TargetStatistics()) for target in targets]
+        scores: Iterator[torch.Tensor] = map(score, targets, weights, known)
+        return map(Slot.cut, slots, map(_above_gone, scores, weights) if score.needs else scores)
 
-    budget = allocate(targets, score_of, config, sparsity, curves, shard)
-    return budget, lambda target: target_mask(target, score_of(target), budget, config, shard)
+    return scores_of
+
+
+def _above_gone(scores: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """A live weight without a gradient scores 0, but must not tie with those that are gone: they go first."""
+    return scores.masked_fill_((scores == 0) & (weight != 0), _SMALLEST)
+
+
+def masks_within(budget: Budget, scores_of: ScoresOf, config: PruningConfig, shard: Shard = WHOLE) -> MaskOf:
+    """The mask of each target within its budget, made when it is asked for."""
+
+    def mask_of(target: Target) -> torch.Tensor:
+        (scores,) = scores_of([Slot.whole(target)])
+        return target_mask(target, scores, budget, config, shard)
+
+    return mask_of
 
 
 @torch.no_grad()

@@ -84,18 +84,15 @@ def lowest(visit: Visit, count: int, total: int, seed: int, shard: Shard = WHOLE
     if count == 0:
         return Threshold(0, 0, 0, seed)
 
-    def keys(prefix: int, done: int, bits: int) -> torch.Tensor:
-        histogram = torch.zeros(1 << bits, dtype=torch.int64)
-        for _, scores in visit():
-            histogram += native.radix_histogram(scores.flatten(), prefix, done, bits).cpu()
-        return shard.sum(histogram)
+    def keys(prefix: int, done: int, bits: int) -> Iterable[torch.Tensor]:
+        return map(lambda pair: native.radix_histogram(pair[1].flatten(), prefix, done, bits), visit())
 
     near = _near_sample(visit, count, total) if shard.process_group is None else None
     if near:
         key, rest, ties = near
         equal = sum(len(positions) for _, positions in ties)
     else:
-        key, rest, equal = _descend(keys, (16, 16), count)
+        key, rest, equal = _descend(keys, (16, 16), count, shard)
     if rest == equal:  # all of them go: there is nothing to decide
         return Threshold(key, 1 << _HASH_BITS, 0, seed)
     if near:
@@ -103,17 +100,15 @@ def lowest(visit: Visit, count: int, total: int, seed: int, shard: Shard = WHOLE
         order = int(found[rest - 1])
         return Threshold(key, order, rest - int(torch.searchsorted(found, order)), seed, dict(ties))
 
-    def orders(prefix: int, done: int, bits: int) -> torch.Tensor:
-        histogram = torch.zeros(1 << bits, dtype=torch.int64)
+    def orders(prefix: int, done: int, bits: int) -> Iterator[torch.Tensor]:
         for name, scores in visit():
             for ties in _ties(scores.flatten(), key):
                 order = tie_order(ties + shard.offset(name, scores.shape[-1]), name, seed)
                 order = order[(order >> (_HASH_BITS - done)) == prefix]
                 bins = (order >> (_HASH_BITS - done - bits)) & ((1 << bits) - 1)
-                histogram += torch.bincount(bins, minlength=1 << bits).cpu()
-        return shard.sum(histogram)
+                yield torch.bincount(bins, minlength=1 << bits)
 
-    order, rest, _ = _descend(orders, (20, 20, 20), rest)
+    order, rest, _ = _descend(orders, (20, 20, 20), rest, shard)
     return Threshold(key, order, rest, seed)
 
 
@@ -142,8 +137,8 @@ def _near_sample(visit: Visit, count: int, total: int) -> tuple[int, int, list[t
     if not 1 <= expected - margin <= expected + margin <= len(sample):
         return None
 
-    def sampled(prefix: int, done: int, bits: int) -> torch.Tensor:
-        return native.radix_histogram(sample, prefix, done, bits)
+    def sampled(prefix: int, done: int, bits: int) -> Iterable[torch.Tensor]:
+        return [native.radix_histogram(sample, prefix, done, bits)]
 
     low, high = (_descend(sampled, (16, 16), round(end))[0] for end in (expected - margin, expected + margin))
     room = total // _TAKEN
@@ -158,19 +153,27 @@ def _near_sample(visit: Visit, count: int, total: int) -> tuple[int, int, list[t
     if not below < count <= below + taken:
         return None
 
-    def between(prefix: int, done: int, bits: int) -> torch.Tensor:
-        return native.radix_histogram(keys[:taken].view(torch.float32), prefix, done, bits)
+    def between(prefix: int, done: int, bits: int) -> Iterable[torch.Tensor]:
+        return [native.radix_histogram(keys[:taken].view(torch.float32), prefix, done, bits)]
 
     key, rest, _ = _descend(between, (16, 16), count - below)
     ties = [(name, positions[start:stop][keys[start:stop] == key].sort().values) for name, start, stop in runs]
     return key, rest, [(name, positions) for name, positions in ties if len(positions)]
 
 
-def _descend(histogram: Callable, passes: tuple[int, ...], count: int) -> tuple[int, int, int]:
+def _descend(
+    histograms: Callable[[int, int, int], Iterable[torch.Tensor]],
+    passes: tuple[int, ...],
+    count: int,
+    shard: Shard = WHOLE,
+) -> tuple[int, int, int]:
     """(the key of the count-th smallest element, how many at that key are within the count, how many there are)."""
     prefix, done, equal = 0, 0, 0
     for bits in passes:
-        bins = histogram(prefix, done, bits)
+        own = torch.zeros(1 << bits, dtype=torch.int64)
+        for histogram in histograms(prefix, done, bits):
+            own += histogram.cpu()
+        bins = shard.sum(own)
         cumulative = bins.cumsum(0)
         found = int(torch.searchsorted(cumulative, count))
         count -= int(cumulative[found - 1]) if found else 0

@@ -20,6 +20,11 @@ class Slot:
     start: int
     stop: int
 
+    @classmethod
+    def whole(cls, target: Target) -> Slot:
+        """All rows of a target."""
+        return cls(target, target.component, 0, target.shape[0])
+
     @property
     def name(self) -> str:
         """Unique; the target's state-dict name when the slot is the whole target."""
@@ -50,7 +55,7 @@ def make_slots(targets: Sequence[Target], config: PruningConfig) -> tuple[Slot, 
                 raise ValueError(f"component_sparsity names {target.component!r} and also a part of it: choose one.")
             slots += [Slot(target, part, start, stop) for part, start, stop in target.parts]
         else:
-            slots.append(Slot(target, target.component, 0, target.shape[0]))
+            slots.append(Slot.whole(target))
     return tuple(slots)
 
 

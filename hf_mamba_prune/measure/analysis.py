@@ -135,7 +135,7 @@ def analyze(
     components = [curve(name, slots) for name, slots in track(by_component.items(), "components", "curve")]
     components += _state_curves(model, prober, levels)
     defaults = {target.name for target in find_targets(model)}
-    slots = [_whole(target) for target in targets if target.name in defaults]
+    slots = [Slot.whole(target) for target in targets if target.name in defaults]
     blocks = []
     for index in track(range(model.config.num_hidden_layers), "blocks", "curve"):
         blocks.append(curve(f"block {index}", [slot for slot in slots if slot.target.layer == index]))
@@ -147,15 +147,11 @@ def analyze(
     return Analysis(evaluation.texts[0].name, prober.dense_loss, tuple(levels), *found)
 
 
-def _whole(target: Target) -> Slot:
-    return Slot(target, target.component, 0, target.shape[0])
-
-
 def _by_component(targets: Sequence[Target]) -> dict[str, list[Slot]]:
     """Slots of every component over all blocks, and of every part of one, in the order of the data."""
     slots: dict[str, list[Slot]] = {}
     for target in targets:
-        slots.setdefault(target.component, []).append(_whole(target))
+        slots.setdefault(target.component, []).append(Slot.whole(target))
         for part, start, stop in target.parts:
             slots.setdefault(part, []).append(Slot(target, part, start, stop))
     return slots

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from hf_mamba_prune.config import PruningConfig
-from hf_mamba_prune.masks.budget import Budget, total_to_prune
+from hf_mamba_prune.masks.budget import Budget, allocate, total_to_prune
 from hf_mamba_prune.masks.calibration import (
     GRADIENT_TERMS,
     Need,
@@ -21,7 +21,7 @@ from hf_mamba_prune.masks.calibration import (
     calibrate,
     check_inputs,
 )
-from hf_mamba_prune.masks.model import choose_masks
+from hf_mamba_prune.masks.model import masks_within, scores_of_model
 from hf_mamba_prune.masks.scores import build_score
 from hf_mamba_prune.masks.slots import weights_to_prune
 from hf_mamba_prune.masks.tensor import tensor_mask
@@ -203,9 +203,9 @@ class GradualPruner:
         if sparsity is None:
             return False
         statistics = self._statistics()
-        self.budget, mask_of = choose_masks(
-            self.model, self.targets, self._score, statistics, self.config, sparsity, shard=self._shard
-        )
+        scores_of = scores_of_model(self.model, self._score, statistics)
+        self.budget = allocate(self.targets, scores_of, self.config, sparsity, shard=self._shard)
+        mask_of = masks_within(self.budget, scores_of, self.config, self._shard)
         changed = 0
         for target in self.targets:
             drop = ~mask_of(target)

@@ -6,6 +6,7 @@ from collections import defaultdict
 
 import pytest
 import torch
+from given_scores import given_scores
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,7 +43,7 @@ def score_of(t):
 
 
 def budget_of(sparsity, scores=score_of, curves=CURVES, targets=TARGETS, **options):
-    return allocate(targets, scores, PruningConfig(sparsity=sparsity, **options), sparsity, curves)
+    return allocate(targets, given_scores(scores), PruningConfig(sparsity=sparsity, **options), sparsity, curves)
 
 
 def by_component(budget):
@@ -199,7 +200,9 @@ def test_sensitivity_is_not_paid_for_noise():
 
 def test_fixed_components_rise_with_the_schedule():
     config = PruningConfig(sparsity=0.5, component_sparsity={"out_proj": 0.98, "in_proj": 0.0}, steps=5)
-    budgets = [allocate(TARGETS, score_of, config, sparsity, CURVES) for sparsity in (0.0, 0.1, 0.25, 0.5)]
+    budgets = [
+        allocate(TARGETS, given_scores(score_of), config, sparsity, CURVES) for sparsity in (0.0, 0.1, 0.25, 0.5)
+    ]
     assert [budget.total for budget in budgets] == [round(s * SIZE) for s in (0.0, 0.1, 0.25, 0.5)]
     assert [by_component(budget)["out_proj"] for budget in budgets] == [0, round(128 * 0.196), round(128 * 0.49), 125]
     assert all(by_component(budget)["in_proj"] == 0 for budget in budgets)
@@ -244,7 +247,7 @@ def test_everything_fixed_is_fine_when_the_total_agrees():
 
 def test_a_pattern_sets_every_count():
     config = PruningConfig(pattern="2:4")
-    budget = allocate(TARGETS, score_of, config, config.sparsity)
+    budget = allocate(TARGETS, given_scores(score_of), config, config.sparsity)
     assert list(budget.counts) == [t.size // 2 for t in TARGETS]
     assert total_to_prune(TARGETS, config, 0.123) == SIZE // 2
 
@@ -252,7 +255,7 @@ def test_a_pattern_sets_every_count():
 def test_a_pattern_that_does_not_divide_a_row_is_refused_by_name():
     config = PruningConfig(pattern="1:3")
     with pytest.raises(ValueError, match=r"pattern 1:3 does not fit a.in: its rows have 8 weights, which 3 does not"):
-        allocate(TARGETS, score_of, config, config.sparsity)
+        allocate(TARGETS, given_scores(score_of), config, config.sparsity)
 
 
 def test_all_components_may_be_fixed_when_the_sparsity_is_theirs():

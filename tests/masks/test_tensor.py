@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from given_scores import given_scores
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -91,7 +92,7 @@ def test_constant_scores_lose_about_equally_everywhere_and_by_the_seed(make):
 def test_a_target_gets_the_mask_that_its_config_asks_for(settings):
     config = PruningConfig(**settings)
     scores = draw_scores(5, 6, 8)
-    budget = allocate([TARGET], lambda target: scores, config, config.sparsity)
+    budget = allocate([TARGET], given_scores(lambda target: scores), config, config.sparsity)
     mask = target_mask(TARGET, scores, budget, config)
     assert int((~mask).sum()) == budget.total == round(config.sparsity * 48)
     lost = (~mask).sum(1)
@@ -108,7 +109,7 @@ def test_each_part_of_a_target_loses_its_own_lowest(allocation):
     target = dataclasses.replace(TARGET, component="x_proj", parts=(("x_proj.B", 0, 2), ("x_proj.C", 2, 6)))
     config = PruningConfig(sparsity=0.5, allocation=allocation, component_sparsity={"x_proj.C": 0.25})
     scores = torch.randperm(48, generator=torch.Generator().manual_seed(0)).float().view(6, 8)
-    budget = allocate([target], lambda target: scores, dataclasses.replace(config, ceiling=1.0), 0.5)
+    budget = allocate([target], given_scores(lambda target: scores), dataclasses.replace(config, ceiling=1.0), 0.5)
     mask = target_mask(target, scores, budget, config)
     assert [int((~piece).sum()) for piece in (mask[:2], mask[2:])] == [16, 8]
     assert dropped_lies_under_kept(scores[2:], mask[2:])
@@ -120,7 +121,7 @@ def test_each_part_of_a_target_loses_its_own_lowest(allocation):
 def test_scores_that_cannot_be_ranked_are_refused(wrong):
     config = PruningConfig(allocation="uniform")
     scores = torch.ones(6, 8)
-    budget = allocate([TARGET], lambda target: scores, config, 0.5)
+    budget = allocate([TARGET], given_scores(lambda target: scores), config, 0.5)
     scores[2, 3] = wrong
     with pytest.raises(RuntimeError, match="the fisher scores of layer.weight are not all finite and >= 0"):
         target_mask(TARGET, scores, budget, config)

@@ -6,7 +6,8 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_mamba_prune.config import PruningConfig
-from hf_mamba_prune.masks.model import apply_masks, choose_masks
+from hf_mamba_prune.masks.budget import allocate
+from hf_mamba_prune.masks.model import apply_masks, masks_within, scores_of_model
 from hf_mamba_prune.masks.scores import build_score
 from hf_mamba_prune.models.targets import components_of, find_targets
 from hf_mamba_prune.reproduce.tasks.base import Scale, Splits, Task
@@ -37,7 +38,8 @@ def component_metrics(model: PreTrainedModel, task: Task, splits: Splits, scale:
             config = PruningConfig(
                 level, score="magnitude", allocation="uniform", components=(component.name,), reconstruct=False
             )
-            _, mask_of = choose_masks(model, targets, build_score(config), {}, config, level)
+            scores_of = scores_of_model(model, build_score(config), {})
+            mask_of = masks_within(allocate(targets, scores_of, config, level), scores_of, config)
             apply_masks(model, targets, mask_of)
             found[component.name][f"{level:g}"] = measure(model, task, splits, scale)[0][metric]
             with torch.no_grad():
