@@ -20,8 +20,9 @@ from hf_mamba_prune.masks.model import apply_masks, choose_masks
 from hf_mamba_prune.masks.scores import build_score
 from hf_mamba_prune.masks.sensitivity import measure_curves
 from hf_mamba_prune.measure.counting import ZeroCounter
-from hf_mamba_prune.measure.environment import CostMeter, hardware, in_bfloat16, versions
+from hf_mamba_prune.measure.environment import CostMeter, hardware, in_bfloat16
 from hf_mamba_prune.measure.evaluation import Evaluation
+from hf_mamba_prune.measure.versions import versions
 from hf_mamba_prune.models.blocks import MemoryBlocks
 from hf_mamba_prune.models.targets import Target, find_targets
 from hf_mamba_prune.progress import tell

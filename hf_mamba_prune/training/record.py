@@ -13,7 +13,8 @@ from transformers import PreTrainedModel, Trainer
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.files.origin import Origin, model_facts
 from hf_mamba_prune.measure.counting import ZeroCounter
-from hf_mamba_prune.measure.environment import hardware, versions
+from hf_mamba_prune.measure.environment import hardware
+from hf_mamba_prune.measure.versions import versions
 from hf_mamba_prune.publish.card import CARD_NAME, render_card
 from hf_mamba_prune.publish.figures import draw_figures
 from hf_mamba_prune.report import PruningReport, RecoveryFacts, SparsityFacts, TaskMetrics
