@@ -26,7 +26,9 @@ def evaluate(model: ModelOptions, texts: TextOptions, tasks: TaskOptions, shown:
         choice.check()
         only_tasks = tasks.tasks is not None and not texts.evaluation
         evaluation = choices.evaluation(texts, tasks, skip=only_tasks).read()
-        with choice.open() as loaded:
+        tokenizer = choice.read_tokenizer()
+        evaluation.check(tokenizer)
+        with choice.open(tokenizer) as loaded:
             metrics = evaluation.run(loaded.model, loaded.tokenizer)
             asked = evaluation.tasks.run(loaded.model, loaded.tokenizer)
         weights = list(loaded.model.parameters())

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel
 
 from hf_mamba_prune.measure.analysis import Analysis, Curve
+from hf_mamba_prune.models.model_config import ModelConfig
 from hf_mamba_prune.models.targets import components_of, find_targets
 from hf_mamba_prune.plan import Plan
 from hf_mamba_prune.publish.hub import POOR_RATIO
@@ -195,6 +196,7 @@ def show_speeds(console: Console, speeds: Sequence[SpeedFacts], facts: Mapping[s
 def describe_model(model: PreTrainedModel) -> list[dict[str, Any]]:
     """One record a component: weights, share of the model, pruned by default, what switches it off."""
     total = sum(p.numel() for p in model.parameters())
+    config = cast(ModelConfig, model.config)
     records = []
     for component in components_of(model):
         if component.kind == "state":
@@ -208,7 +210,7 @@ def describe_model(model: PreTrainedModel) -> list[dict[str, Any]]:
                 "share": weights / total,
                 "pruned": "by default" if component.default else "never" if component.kind == "state" else "by choice",
                 "off": component.off,
-                "parts": list(component.parts(model.config)) if component.parts else [],
+                "parts": list(component.parts(config)) if component.parts else [],
             }
         )
     return records

@@ -35,7 +35,7 @@ class TrainingRecord:
         name = model.name_or_path or type(model).__name__
         self._id = name
         name = Path(name).resolve().name if Path(name).is_dir() else name  # where it lies is nobody's business
-        self._facts = model_facts(model, Origin(name))
+        self._facts = model_facts(model, Origin(id=name))
         self._zeros = ZeroCounter(model, pruner.targets)
 
     def count(self, pruner: GradualPruner) -> SparsityFacts:
