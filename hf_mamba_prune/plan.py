@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from transformers import PreTrainedModel
@@ -15,8 +16,9 @@ from hf_mamba_prune.masks.calibration import GRADIENT_TERMS
 from hf_mamba_prune.masks.scores import build_score
 from hf_mamba_prune.measure.environment import in_bfloat16
 from hf_mamba_prune.models.architectures import architecture_of
-from hf_mamba_prune.models.model_config import config_of
-from hf_mamba_prune.models.targets import find_targets
+from hf_mamba_prune.models.model_config import ModelConfig
+from hf_mamba_prune.models.targets import Target
+from hf_mamba_prune.pruning import check_fit, reads_calibration
 from hf_mamba_prune.texts.sequences import REPAIR_PARTS, SCORE_PARTS
 
 _BYTES = 4
@@ -28,7 +30,29 @@ _PASSES = 4
 """What making such a float, and its gradient, takes beside the matrix products; times the sigmoid of one, measured."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class TrainingSize:
+    """How much a run trains.
+
+    Args:
+        steps: of the optimizer.
+        batch_tokens: of one step.
+        distill: with the dense model as teacher.
+        gradual: while it is pruned, so that nothing is reconstructed.
+    """
+
+    steps: int
+    batch_tokens: int
+    distill: bool = True
+    gradual: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """In all."""
+        return self.steps * self.batch_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What would happen.
 
@@ -39,6 +63,7 @@ class Plan:
         memory_bytes: estimate of the highest memory, in float32.
         seconds: estimate for everything but loading and evaluation.
         components: name -> weights.
+        training_tokens: that a training sees; 0 without one.
     """
 
     weights: int
@@ -47,73 +72,100 @@ class Plan:
     memory_bytes: int
     seconds: float
     components: dict[str, int]
+    training_tokens: int = 0
 
 
-def make_plan(
-    model: PreTrainedModel,
-    config: PruningConfig,
-    training_tokens: int = 0,
-    batch_tokens: int = 0,
-    distill: bool = False,
-) -> Plan:
+@dataclass(frozen=True, kw_only=True)
+class _Cost:
+    """Floats held beside the weights, products of the passes and of the solver, and tokens whose values are made."""
+
+    floats: int = 0
+    operations: float = 0
+    solving: float = 0
+    made: float = 0
+
+
+def make_plan(model: PreTrainedModel, config: PruningConfig, training: TrainingSize | None = None) -> Plan:
     """Plan a run.
 
     Args:
         model: may be on the meta device.
         config: how to prune.
-        training_tokens: that a recovery sees in all.
-        batch_tokens: that it sees in one step.
-        distill: whether it has a teacher.
+        training: after pruning, or while pruning; None: not at all.
 
     Raises:
         ValueError: the config does not fit the model.
     """
-    targets = find_targets(model, config.components)
-    prunable = sum(target.size for target in targets)
+    gradual = training is not None and training.gradual
+    targets = check_fit(model, config, training.steps if training is not None and gradual else None)
     weights = sum(p.numel() for p in model.parameters())
     components: dict[str, int] = {}
     for target in targets:
         components[target.component] = components.get(target.component, 0) + target.size
-    needs = build_score(config).needs
-    sums = sum(need in GRADIENT_TERMS for need in needs)
-    tokens = config.calibration_length * (1 if sums else config.batch_size)
-    inner = max(
-        block.d_inner(config_of(model)) for block in architecture_of(config_of(model)).blocks(config_of(model))
-    )
-    layers = model.config.num_hidden_layers if sums else 1
-    activations = tokens * (inner * _ACTIVATIONS * layers + 3 * model.config.vocab_size)
-    per_token = 2 * weights * (3 if sums else 1) if needs else 0
-    operations = per_token * _tokens_seen(config, SCORE_PARTS)
-    made = (1 if sums else bool(needs) / 3) * _tokens_seen(config, SCORE_PARTS)
-    memory, solving = sums * prunable + (activations if needs else 0), 0
-    if config.reconstruct:
-        linear = [target for target in targets if target.kind == "linear" and target.layer is not None]
-        # The blocks run about three times, and each input is multiplied with itself.
-        per_token = sum(6 * target.size + 2 * target.shape[1] ** 2 for target in linear)
-        operations += per_token * _tokens_seen(config, REPAIR_PARTS)
-        made += _tokens_seen(config, REPAIR_PARTS)
-        solving = config.steps * sum(2 * _PRODUCTS * target.size * target.shape[1] for target in linear)
-        states = config.calibration_samples * config.calibration_length * model.config.hidden_size
-        widest = max((target.shape[1] for target in linear), default=0)
-        memory += sum(target.size for target in linear) + states + 10 * widest**2
-    if training_tokens:
-        training = weights * (3 + distill) + batch_tokens * (
-            inner * _ACTIVATIONS * model.config.num_hidden_layers + 3 * model.config.vocab_size * (1 + distill)
-        )
-        memory = max(memory, training)
-    shape = (model.config.hidden_size, 2 * inner)
-    values = inner * _ACTIVATIONS * model.config.num_hidden_layers + 3 * model.config.vocab_size
-    seconds = operations / _operations_per_second(shape, config.calibration_bf16)
-    seconds += training_tokens * weights * (6 + 2 * distill) / _operations_per_second(shape, None)
-    seconds += solving / _operations_per_second(shape, False)
-    seconds += (made + training_tokens * (1 + distill / 3)) * values * _PASSES * _seconds_per_value(inner)
+    shape = cast(ModelConfig, model.config)
+    inner = _d_inner(shape)
+    seen = _tokens_seen(config, 1 if gradual else SCORE_PARTS)
+    scoring = _scoring(targets, config, shape, weights, seen) if reads_calibration(config, gradual) else _Cost()
+    repairing = _repairing(targets, config, shape) if config.reconstruct and not gradual else _Cost()
+    floats = scoring.floats + repairing.floats
+    values = inner * _ACTIVATIONS * shape.num_hidden_layers + 3 * shape.vocab_size
+    made, learning = scoring.made + repairing.made, 0.0
+    if training is not None:
+        logits = 3 * shape.vocab_size * (1 + training.distill)
+        held = training.batch_tokens * (inner * _ACTIVATIONS * shape.num_hidden_layers + logits)
+        floats = max(floats, weights * (3 + training.distill) + held)
+        made += training.tokens * (1 + training.distill / 3)
+        learning = training.tokens * weights * (6 + 2 * training.distill)
+    product = (shape.hidden_size, 2 * inner)
+    seconds = (scoring.operations + repairing.operations) / _operations_per_second(product, config.calibration_bf16)
+    seconds += learning / _operations_per_second(product, None)
+    seconds += repairing.solving / _operations_per_second(product, False)
+    seconds += made * values * _PASSES * _seconds_per_value(inner)
     return Plan(
         weights=weights,
-        prunable=prunable,
+        prunable=sum(target.size for target in targets),
         zeros=total_to_prune(targets, config, config.sparsity),
-        memory_bytes=_BYTES * (weights + memory),
+        memory_bytes=_BYTES * (weights + floats),
         seconds=seconds * 1.5,
         components=components,
+        training_tokens=0 if training is None else training.tokens,
+    )
+
+
+def _d_inner(shape: ModelConfig) -> int:
+    """Of the widest block."""
+    return max(block.d_inner(shape) for block in architecture_of(shape).blocks(shape))
+
+
+def _scoring(targets: Sequence[Target], config: PruningConfig, shape: ModelConfig, weights: int, seen: float) -> _Cost:
+    """Of the passes over `seen` calibration tokens that scores are measured in."""
+    needs = build_score(config).needs
+    if not needs:
+        return _Cost()
+    sums = sum(need in GRADIENT_TERMS for need in needs)
+    tokens = config.calibration_length * (1 if sums else config.batch_size)
+    layers = shape.num_hidden_layers if sums else 1
+    return _Cost(
+        floats=sums * sum(target.size for target in targets)
+        + tokens * (_d_inner(shape) * _ACTIVATIONS * layers + 3 * shape.vocab_size),
+        operations=2 * weights * (3 if sums else 1) * seen,
+        made=seen if sums else seen / 3,
+    )
+
+
+def _repairing(targets: Sequence[Target], config: PruningConfig, shape: ModelConfig) -> _Cost:
+    """Of the reconstruction, block by block."""
+    linear = [target for target in targets if target.kind == "linear" and target.layer is not None]
+    seen = _tokens_seen(config, REPAIR_PARTS)
+    states = config.calibration_samples * config.calibration_length * shape.hidden_size
+    widest = max((target.shape[1] for target in linear), default=0)
+    # The blocks run about three times, and each input is multiplied with itself.
+    per_token = sum(6 * target.size + 2 * target.shape[1] ** 2 for target in linear)
+    return _Cost(
+        floats=sum(target.size for target in linear) + states + 10 * widest**2,
+        operations=per_token * seen,
+        solving=config.steps * sum(2 * _PRODUCTS * target.size * target.shape[1] for target in linear),
+        made=seen,
     )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Sequence
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,18 +22,28 @@ from hf_mamba_prune.masks.model import apply_masks, masks_within, scores_of_mode
 from hf_mamba_prune.masks.scores import build_score
 from hf_mamba_prune.masks.sensitivity import measure_curves
 from hf_mamba_prune.measure.counting import ZeroCounter
-from hf_mamba_prune.measure.environment import CostMeter, hardware, in_bfloat16, versions
+from hf_mamba_prune.measure.environment import CostMeter, hardware, in_bfloat16
 from hf_mamba_prune.measure.evaluation import Evaluation
+from hf_mamba_prune.measure.versions import versions
 from hf_mamba_prune.models.blocks import MemoryBlocks
 from hf_mamba_prune.models.targets import Target, find_targets
 from hf_mamba_prune.progress import tell
 from hf_mamba_prune.repair.blocks import repair
-from hf_mamba_prune.report import CalibrationFacts, PruningReport, RecoveryFacts, RepairFacts, SparsityFacts
+from hf_mamba_prune.report import (
+    CalibrationFacts,
+    LanguageMetrics,
+    PruningReport,
+    RecoveryFacts,
+    RepairFacts,
+    SparsityFacts,
+    TaskMetrics,
+)
 from hf_mamba_prune.schedules import sparsity_at
 from hf_mamba_prune.texts.sequences import REPAIR_PARTS, SCORE_PARTS, part_of_step, sample_sequences
 from hf_mamba_prune.texts.sources import TextSource
+from hf_mamba_prune.training.demands import check_gradual, check_steps
 from hf_mamba_prune.training.gradual import GradualPruner
-from hf_mamba_prune.training.recovery import Recovery, recover, training_tokens
+from hf_mamba_prune.training.recovery import Recovery, lay_out, recover, training_tokens
 
 _REMEMBERED = 0.8
 """Share of the statistics that a step leaves to the next: little changes between two, and four see more than one."""
@@ -65,40 +76,136 @@ def prune(
         ValueError: the config does not fit the model, or the calibration text is missing or too short.
         RuntimeError: the model gives no finite predictions, or a weight saw no token.
     """
-    meter = CostMeter()
-    targets = find_targets(model, config.components)
-    total_to_prune(targets, config, config.sparsity)  # what cannot be is said before the work, not after it
-    check_inputs(targets, build_score(config).needs)
-    origin = origin or Origin(model.name_or_path or type(model).__name__)
-    evaluation = evaluation or Evaluation()
-    facts = model_facts(model, origin)
-    measured = recovery is None or not recovery.gradual or config.measure == "calibration"  # or in training
-    sequences = _sequences(tokenizer, config, calibration) if measured else None
-    tokens = None if recovery is None else _training_tokens(model, tokenizer, config, recovery, sequences)
-    zeros = ZeroCounter(model, targets)
-    with meter.step("evaluate"):
-        before, tasks_before = evaluation.run(model, tokenizer), evaluation.tasks.run(model, tokenizer)
-    budget, repairs, trained = _prune_and_train(model, targets, config, sequences, recovery, tokens, meter)
-    round_to(model, origin.saved_dtype or model.dtype)
-    sparsity = _counted(zeros, model, config, budget)
-    with meter.step("evaluate"):
-        after, tasks_after = evaluation.run(model, tokenizer), evaluation.tasks.run(model, tokenizer)
-    return PruningReport(
-        config=config.to_dict(),
-        command=origin.command,
-        model=facts,
-        sparsity=sparsity,
-        calibration=None if calibration is None or sequences is None else _calibration_facts(calibration, sequences),
-        before=before,
-        after=after,
-        tasks_before=tasks_before,
-        tasks_after=tasks_after,
-        reconstruction=repairs,
-        recovery=trained,
-        costs=meter.costs,
-        versions=versions(),
-        hardware=hardware(model.device, native.plugged(model)),
+    ready = prepare(
+        model=model,
+        tokenizer=tokenizer,
+        config=config,
+        calibration=calibration,
+        evaluation=evaluation,
+        origin=origin,
+        recovery=recovery,
     )
+    return ready.run()
+
+
+def prepare(
+    *,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PruningConfig,
+    calibration: TextSource | None,
+    evaluation: Evaluation | None,
+    origin: Origin | None,
+    recovery: Recovery | None,
+) -> ReadyToPrune:
+    """Refuse what cannot be done, and draw the sequences; the arguments are those of `prune`.
+
+    Raises:
+        ValueError: the config does not fit the model, or a text is missing or too short.
+    """
+    gradual = recovery is not None and recovery.gradual
+    targets = check_fit(model, config, recovery.steps if recovery is not None and gradual else None)
+    sequences = None
+    if reads_calibration(config, gradual):
+        if calibration is None:
+            raise ValueError("scores and reconstruction are measured on data: give a calibration text.")
+        shape = config.calibration_samples, config.calibration_length
+        sequences = sample_sequences(calibration, tokenizer, *shape, config.seed)
+    tokens = None
+    if recovery is not None:
+        if gradual:
+            lay_out(GradualPruner(model, config, sequences), recovery)
+        tokens = training_tokens(tokenizer, recovery, config.seed)
+    return ReadyToPrune(
+        model=model,
+        tokenizer=tokenizer,
+        config=config,
+        evaluation=evaluation or Evaluation(),
+        origin=origin or Origin(id=str(model.name_or_path)),
+        recovery=recovery,
+        targets=targets,
+        sequences=sequences,
+        tokens=tokens,
+        text=None if calibration is None else calibration.name,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadyToPrune:
+    """A run that nothing is left to refuse, and whose model is still dense.
+
+    Args:
+        model, tokenizer, config, evaluation, origin, recovery: as `prune` takes them.
+        targets: the weights that may be pruned.
+        sequences: token ids that scores are measured on, (samples, l); None where they are not read.
+        tokens: token ids to train on, (sequences, l); None without a recovery.
+        text: name of the calibration text.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    config: PruningConfig
+    evaluation: Evaluation
+    origin: Origin
+    recovery: Recovery | None
+    targets: Sequence[Target]
+    sequences: torch.Tensor | None
+    tokens: torch.Tensor | None
+    text: str | None
+
+    def run(self) -> PruningReport:
+        """Prune in place, and say what came of it.
+
+        Raises:
+            RuntimeError: the model gives no finite predictions, or a weight saw no token.
+        """
+        model, meter = self.model, CostMeter()
+        facts = model_facts(model, self.origin)
+        zeros = ZeroCounter(model, self.targets)
+        with meter.step("evaluate"):
+            before, tasks_before = self._measured()
+        budget, repairs, trained = self._prune_and_train(meter)
+        round_to(model, self.origin.saved_dtype or model.dtype)
+        sparsity = _counted(zeros, model, self.config, budget)
+        with meter.step("evaluate"):
+            after, tasks_after = self._measured()
+        return PruningReport(
+            config=self.config.to_dict(),
+            command=self.origin.command,
+            model=facts,
+            sparsity=sparsity,
+            calibration=None if self.sequences is None else _calibration_facts(self.text or "", self.sequences),
+            before=before,
+            after=after,
+            tasks_before=tasks_before,
+            tasks_after=tasks_after,
+            reconstruction=repairs,
+            recovery=trained,
+            costs=meter.costs,
+            versions=versions(),
+            hardware=hardware(model.device, native.plugged(model)),
+        )
+
+    def _measured(self) -> tuple[tuple[LanguageMetrics, ...], tuple[TaskMetrics, ...]]:
+        evaluation = self.evaluation
+        return evaluation.run(self.model, self.tokenizer), evaluation.tasks.run(self.model, self.tokenizer)
+
+    def _prune_and_train(self, meter: CostMeter) -> tuple[Budget, tuple[RepairFacts, ...], RecoveryFacts | None]:
+        """Prune at rest and train then, or prune in training."""
+        model, config, recovery = self.model, self.config, self.recovery
+        if recovery is None or self.tokens is None:
+            return *_prune_in_steps(model, self.targets, config, self.sequences, meter), None
+        teacher = copy.deepcopy(model) if recovery.distill else None
+        budget: Budget | None = None
+        repairs: tuple[RepairFacts, ...] = ()
+        if not recovery.gradual:
+            budget, repairs = _prune_in_steps(model, self.targets, config, self.sequences, meter)
+        with meter.step("recover"):
+            trained, pruner = recover(model, self.tokens, config, recovery, teacher, calibration=self.sequences)
+        budget = budget or pruner.budget
+        if budget is None:
+            raise RuntimeError("the training ended without a pruning step: train longer, or lower steps.")
+        return budget, repairs, trained
 
 
 def _counted(zeros: ZeroCounter, model: PreTrainedModel, config: PruningConfig, budget: Budget) -> SparsityFacts:
@@ -117,44 +224,6 @@ def _counted(zeros: ZeroCounter, model: PreTrainedModel, config: PruningConfig, 
     return found
 
 
-def _training_tokens(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    config: PruningConfig,
-    recovery: Recovery,
-    sequences: torch.Tensor | None,
-) -> torch.Tensor:
-    """The training data; what cannot be trained is refused here, before the work."""
-    if recovery.gradual:
-        GradualPruner(model, config, sequences).lay_out(recovery.steps)
-    return training_tokens(tokenizer, recovery, config.seed)
-
-
-def _prune_and_train(
-    model: PreTrainedModel,
-    targets: Sequence[Target],
-    config: PruningConfig,
-    sequences: torch.Tensor | None,
-    recovery: Recovery | None,
-    tokens: torch.Tensor | None,
-    meter: CostMeter,
-) -> tuple[Budget, tuple[RepairFacts, ...], RecoveryFacts | None]:
-    """Prune at rest and train then, or prune in training."""
-    teacher = copy.deepcopy(model) if recovery is not None and recovery.distill else None
-    budget: Budget | None = None
-    repairs: tuple[RepairFacts, ...] = ()
-    trained: RecoveryFacts | None = None
-    if recovery is None or not recovery.gradual:
-        budget, repairs = _prune_in_steps(model, targets, config, sequences, meter)
-    if recovery is not None and tokens is not None:
-        with meter.step("recover"):
-            trained, pruner = recover(model, tokens, config, recovery, teacher, sequences)
-        budget = budget or pruner.budget
-    if budget is None:
-        raise RuntimeError("the training ended before its first pruning step: give it more steps.")
-    return budget, repairs, trained
-
-
 def _prune_in_steps(
     model: PreTrainedModel,
     targets: Sequence[Target],
@@ -164,6 +233,7 @@ def _prune_in_steps(
 ) -> tuple[Budget, tuple[RepairFacts, ...]]:
     """Measure, score, allocate, mask and reconstruct at each sparsity of the schedule; what the last step did."""
     score = build_score(config)
+    drawn = cast(torch.Tensor, sequences)  # there wherever something is measured on it
     dense = _dense_weights(model, targets) if config.reconstruct else {}
     outside = [target for target in targets if not config.reconstruct or target.layer is None]
     bf16 = in_bfloat16(config.calibration_bf16, model.device)
@@ -176,10 +246,10 @@ def _prune_in_steps(
             for own in statistics.values():
                 own.fade(_REMEMBERED)
             if score.needs:
-                seen = part_of_step(_given(sequences), step, config.steps, SCORE_PARTS, config.seed)
+                seen = part_of_step(drawn, step, config.steps, SCORE_PARTS, config.seed)
                 statistics = calibrate(model, targets, seen, score.needs, config.batch_size, bf16, statistics)
             if config.allocation == "sensitivity" and step == 1:
-                curves = measure_curves(model, targets, score, statistics, _given(sequences), config)
+                curves = measure_curves(model, targets, score, statistics, drawn, config)
         with meter.step("mask"):
             scores_of = scores_of_model(model, score, statistics)
             budget = allocate(targets, scores_of, config, sparsity, curves)
@@ -187,7 +257,7 @@ def _prune_in_steps(
             apply_masks(model, outside, mask_of)
         if config.reconstruct:
             with meter.step("reconstruct"):
-                seen = part_of_step(_given(sequences), step, config.steps, REPAIR_PARTS, config.seed)
+                seen = part_of_step(drawn, step, config.steps, REPAIR_PARTS, config.seed)
                 repairs = repair(MemoryBlocks(model), targets, mask_of, dense, seen, config.damping, bf16)
         tell("prune", step, config.steps, sparsity=sparsity)
     return budget, repairs
@@ -197,31 +267,40 @@ def _dense_weights(model: PreTrainedModel, targets: Sequence[Target]) -> dict[st
     return {t.name: t.weight(model).clone() for t in targets if t.kind == "linear" and t.layer is not None}
 
 
-def needs_data(config: PruningConfig) -> bool:
-    """Whether a calibration text will be read."""
-    return config.reconstruct or config.allocation == "sensitivity" or bool(build_score(config).needs)
+def check_fit(model: PreTrainedModel, config: PruningConfig, gradual_steps: int | None = None) -> list[Target]:
+    """Refuse what does not fit a model, whatever its weights are; what can be pruned in it.
+
+    Args:
+        model: may be on the meta device.
+        config: how to prune.
+        gradual_steps: of a training that prunes; None: pruned at rest.
+
+    Raises:
+        ValueError: the config does not fit the model, or the training.
+    """
+    targets = find_targets(model, config.components)
+    total_to_prune(targets, config, config.sparsity)
+    check_inputs(targets, build_score(config).needs)
+    if gradual_steps is not None:
+        check_gradual(targets, config)
+        check_steps(config, gradual_steps)
+    return targets
 
 
-_Data = TypeVar("_Data", torch.Tensor, TextSource)
+def reads_calibration(config: PruningConfig, gradual: bool = False) -> bool:
+    """Whether a run measures on a calibration text.
+
+    Args:
+        config: how to prune.
+        gradual: in training, which reconstructs nothing, and by default measures its own gradients.
+    """
+    needs = bool(build_score(config).needs)
+    if gradual:
+        return needs and config.measure == "calibration"
+    return needs or config.reconstruct or config.allocation == "sensitivity"
 
 
-def _given(data: _Data | None) -> _Data:
-    if data is None:
-        raise ValueError("scores and reconstruction are measured on data: give a calibration text.")
-    return data
-
-
-def _sequences(
-    tokenizer: PreTrainedTokenizerBase, config: PruningConfig, calibration: TextSource | None
-) -> torch.Tensor | None:
-    if not needs_data(config):
-        return None
-    return sample_sequences(
-        _given(calibration), tokenizer, config.calibration_samples, config.calibration_length, config.seed
-    )
-
-
-def _calibration_facts(text: TextSource, sequences: torch.Tensor) -> CalibrationFacts:
+def _calibration_facts(name: str, sequences: torch.Tensor) -> CalibrationFacts:
     digest = hashlib.sha256(sequences.numpy().tobytes()).hexdigest()
     samples, length = sequences.shape
-    return CalibrationFacts(text.name, samples, length, digest)
+    return CalibrationFacts(name, samples, length, digest)

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx2
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from limits import Limits
-from orders import BUNDLED, Order, Refusal, sentence, source_of
+from orders import BUNDLED, Order, Refusal, sentence
 
-from hf_mamba_prune import load_skeleton, make_plan
-
-TRAINING_TOKENS = 8 * 512
-"""Of a training step."""
 _WEIGHTS = (".safetensors", "pytorch_model.bin")
 _LARGEST = {"hidden_size": 8192, "d_model": 8192, "num_hidden_layers": 160, "n_layer": 160, "vocab_size": 400_000}
 _LARGEST |= {"state_size": 1024, "expand": 16, "intermediate_size": 131_072, "num_heads": 1024, "head_dim": 8192}
@@ -60,10 +57,9 @@ def inspect(order: Order, limits: Limits) -> Facts:
     """
     size = 0 if order.model == BUNDLED else _weights_on_hub(order.model)
     try:
-        skeleton = load_skeleton(source_of(order.model))
-        recovery = order.recovery()
-        training = (recovery.steps * TRAINING_TOKENS, TRAINING_TOKENS, recovery.distill) if recovery else (0, 0, False)
-        plan = make_plan(skeleton, order.config(), *training)
+        job = order.job(Path())
+        skeleton = job.model.skeleton()
+        plan = job.plan(skeleton)
     except (ValueError, RuntimeError, TypeError, KeyError, OSError) as error:
         raise Refusal(sentence(error, order.model)) from error
     config = skeleton.config

@@ -134,11 +134,11 @@ class Order:
     def job(self, output: Path) -> PruningJob:
         """The whole run, from the model's name to a folder."""
         return PruningJob(
-            ModelChoice(source_of(self.model), device="cpu"),
-            self.config(),
-            output,
-            TEXTS[self.text],
-            evaluation=EvaluationChoice((str(demo.EVALUATION),)),
+            model=ModelChoice(source=source_of(self.model), device="cpu"),
+            config=self.config(),
+            output=output,
+            calibration=TEXTS[self.text],
+            evaluation=EvaluationChoice(texts=(str(demo.EVALUATION),)),
             command=shlex.join(["hf-mamba-prune", *self.arguments()]),
             recovery=self.recovery(),
             pack="int8",

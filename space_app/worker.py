@@ -134,4 +134,4 @@ def launch(folder: Path, say: Say, order: Order, flavor: str, hours: float) -> s
 def _hub_job(order: Order, flavor: str, hours: float) -> HubJob:
     if order.model == BUNDLED:
         raise ValueError("the bundled model is small enough for this machine: no job is needed.")
-    return HubJob((*order.arguments(), "--push", "--private"), flavor, hours)
+    return HubJob(arguments=(*order.arguments(), "--push", "--private"), flavor=flavor, hours=hours)

@@ -17,7 +17,7 @@ def test_the_demo_prunes_the_bundled_model_and_may_be_repeated(tmp_path):
     small = replace(
         job,
         config=replace(job.config, calibration_samples=2, calibration_length=64),
-        evaluation=EvaluationChoice((str(demo.EVALUATION),), window=256, max_windows=2),
+        evaluation=EvaluationChoice(texts=(str(demo.EVALUATION),), window=256, max_windows=2),
     )
     for _ in range(2):
         report = small.run()

@@ -178,7 +178,9 @@ def test_the_report_says_what_the_model_holds(model, tokenizer, tmp_path):
     }
     before = evaluation.run(model, tokenizer)
     config = PruningConfig(sparsity=0.61, component_sparsity={"out_proj": 0.45}, ceiling=0.8, **SMALL)
-    report = prune(model, tokenizer, config, TEXT, evaluation, Origin("alice/model", "abc", "the command"))
+    report = prune(
+        model, tokenizer, config, TEXT, evaluation, Origin(id="alice/model", revision="abc", command="the command")
+    )
     facts, targets = report.sparsity, find_targets(model)
 
     prunable = sum(target.size for target in targets)
@@ -259,7 +261,7 @@ def test_a_run_repeats_itself_and_the_batch_size_changes_nothing(tokenizer):
 
 def test_what_is_measured_is_what_will_be_saved(mamba, tokenizer):
     config = PruningConfig(sparsity=0.5, score="magnitude", reconstruct=False)
-    report = prune(mamba, tokenizer, config, origin=Origin("m", saved_dtype=torch.bfloat16))
+    report = prune(mamba, tokenizer, config, origin=Origin(id="m", saved_dtype=torch.bfloat16))
     assert all(torch.equal(p, p.bfloat16().float()) for p in mamba.parameters())
     assert mamba.dtype == torch.float32 and report.model.dtype == "bfloat16"
     assert report.calibration is None and report.before == report.after == ()

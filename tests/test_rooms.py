@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "publish": GROUND | {"texts", "measure"},
     "training": GROUND | {"models", "texts", "masks", "native", "files", "measure", "publish"},
     "pruning": GROUND | {"models", "texts", "masks", "native", "files", "measure", "repair", "training"},
-    "plan": GROUND | {"models", "texts", "masks", "measure"},
+    "plan": GROUND | {"models", "texts", "masks", "measure", "pruning"},
     "job": GROUND
     | {"models", "texts", "masks", "native", "packed", "files", "measure", "publish", "training", "demo"}
     | {"pruning", "plan"},

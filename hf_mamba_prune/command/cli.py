@@ -1,37 +1,25 @@
-"""The command: parse, call, print. `hf-mamba-prune MODEL` prunes; the other commands stand beside it."""
+"""The command: parse, call, print. `hf-mamba-prune MODEL` prunes; the other commands stand beside it.
+
+What a command does is imported when it runs: help and wrong options are answered without torch.
+"""
 
 from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
 import typer
-from rich.console import Console
 
-from hf_mamba_prune import native
-from hf_mamba_prune.command import hub, packed, reproduce, tables
 from hf_mamba_prune.command import option_groups as g
 from hf_mamba_prune.command import options as o
-from hf_mamba_prune.command.console import open_console, print_json
-from hf_mamba_prune.command.hub import repeat_command
-from hf_mamba_prune.command.option_groups import flattened
-from hf_mamba_prune.config import PruningConfig
-from hf_mamba_prune.files.loading import load_skeleton
-from hf_mamba_prune.files.saving import check_output
-from hf_mamba_prune.job import TRAINING_LENGTH, AnalysisJob, PruningJob, RecoveryChoice, demo_job
-from hf_mamba_prune.measure.environment import hardware, versions
-from hf_mamba_prune.plan import make_plan
-from hf_mamba_prune.publish.cloud import HubJob, refuse_local, without_option
-from hf_mamba_prune.publish.hub import push_folder
+from hf_mamba_prune.command.flattened import flattened
+from hf_mamba_prune.recipes import find_recipe
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 COMMANDS = (
     "prune", "evaluate", "analyze", "info", "demo", "pack", "unpack", "generate", "bench", "push", "card", "reproduce"
 )  # fmt: skip
-DEFAULT = o.DEFAULT
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -72,41 +60,31 @@ def prune(
     model: g.ModelOptions,
     hub: g.PushOptions,
     shown: g.OutputOptions,
-    no_evaluation: o.NoEvaluation = False,
-    max_hours: o.MaxHours = 4.0,
-    output: o.Output = None,
-    overwrite: o.Overwrite = False,
-    pack: o.Pack = False,
-    values: o.Values = "auto",
-    push: o.Push = False,
-    push_revision: o.PushBranch = None,
-    on_hub: o.OnHub = None,
-    dry_run: o.DryRun = False,
+    run: g.RunOptions,
 ) -> None:
     """Prune a Mamba language model into a folder (the default command)."""
     config = pruning.config(data)
-    recovery = training.choice(pruning.recipe, texts.column)
-    _refuse_idle(recovery is not None, "--recipe standard or paper", training.given())
+    trained = find_recipe(pruning.recipe).trained(training.recover_steps)
+    _refuse_idle(trained is not None, "--recipe standard or paper", training.given())
     _refuse_idle(tasks.tasks is not None, "--tasks", {"--max-examples": tasks.max_examples})
-    _refuse_idle(push or on_hub is not None, "--push", hub.given() | {"--push-revision": push_revision})
-    _refuse_idle(pack, "--pack", {"--values": values != "auto"})
-    job = PruningJob(
-        model.choice(),
-        config,
-        output or default_output(model.model, config),
-        data.calibration,
-        texts.column,
-        texts.choice(no_evaluation, tasks.choice()),
-        overwrite,
-        context.obj,
-        recovery,
-        values if pack else None,
-        hub.choice(push_revision, overwrite) if push else None,
+    pushed = run.push or run.on_hub is not None
+    _refuse_idle(pushed, "--push", hub.given() | {"--push-revision": run.push_revision})
+    _refuse_idle(run.pack, "--pack", {"--values": run.values != "auto"})
+    from hf_mamba_prune.command import prune as command
+
+    command.prune(
+        config=config,
+        calibration=data.calibration,
+        training=training,
+        trained=trained,
+        texts=texts,
+        tasks=tasks,
+        model=model,
+        hub=hub,
+        shown=shown,
+        run=run,
+        line=context.obj,
     )
-    if on_hub is None or dry_run:
-        _run(job, dry_run, shown, max_hours)
-    else:
-        _run_on_hub(job, on_hub, max_hours, shown)
 
 
 def _refuse_idle(on: bool, needed: str, given: dict[str, object]) -> None:
@@ -120,98 +98,13 @@ def _refuse_idle(on: bool, needed: str, given: dict[str, object]) -> None:
         raise ValueError(f"{', '.join(idle)} does nothing without {needed}: add that, or leave it out.")
 
 
-def _run_on_hub(job: PruningJob, flavor: str, hours: float, shown: g.OutputOptions) -> None:
-    """Start the same command as a Hub Job and follow it; what it would stumble over is said before."""
-    if job.push is None:
-        raise ValueError("a job on the Hub keeps nothing but what it pushes: add --push.")
-    refuse_local(job.sources())
-    _, *arguments = shlex.split(job.command)
-    extras = ("eval",) if job.evaluation.tasks.tasks else ()
-    with open_console(shown.quiet, shown.as_json) as console:
-        make_plan(load_skeleton(job.model.source, job.model.revision), job.config, *_training(job.recovery))
-        push = job.push.resolve(default_output(job.model.source, job.config).name)
-        push.held()
-        done = HubJob(without_option(arguments, "--on-hub"), flavor, hours, extras).run(
-            lambda line: console.print(line, soft_wrap=True, markup=False, highlight=False)
-        )
-        print_json({"job": done.url, "repo": push.repo}) if shown.as_json else console.print(f"\nPushed: {push.repo}")
-
-
-def _run(job: PruningJob, dry_run: bool, shown: g.OutputOptions, max_hours: float | None = None) -> None:
-    with open_console(shown.quiet, shown.as_json) as console:
-        check_output(job.output, job.overwrite)
-        plan = make_plan(load_skeleton(job.model.source, job.model.revision), job.config, *_training(job.recovery))
-        if dry_run:
-            print_json(asdict(plan)) if shown.as_json else tables.show_plan(console, plan, job.output)
-        else:
-            tables.show_cost(console, plan)
-            on_cpu = job.model.device == "cpu" or not torch.cuda.is_available()
-            if max_hours is not None and on_cpu:
-                _check_cost(plan.seconds / 3600, max_hours, job)
-            if job.push is not None:
-                job = replace(job, push=job.push.resolve(default_output(job.model.source, job.config).name))
-                job.push.held()  # what the Hub will refuse is said before the work
-            report = job.run()
-            print_json(report.to_dict()) if shown.as_json else tables.show_report(console, report, job.output)
-            if job.push is not None:
-                _push(console, job)
-
-
-def _push(console: Console, job: PruningJob) -> None:
-    """Push what is finished.
-
-    Raises:
-        RuntimeError: it could not be pushed; says where it is and how to go on.
-    """
-    try:
-        console.print(f"\nPushed: {push_folder(job.output, job.push)}", soft_wrap=True)
-    except RuntimeError as error:
-        repeat = repeat_command(job.output, job.push)
-        raise RuntimeError(f"{error} The result is in {job.output}; push it with: {repeat}") from error
-
-
-def _check_cost(hours: float, limit: float, job: PruningJob) -> None:
-    """Stop what takes too long, with the flag that makes it cheaper.
-
-    Raises:
-        ValueError: it would take longer than the limit.
-    """
-    if hours <= limit:
-        return
-    cheaper = "fewer --recover-steps" if job.recovery else "fewer --steps or --calibration-samples"
-    raise ValueError(
-        f"this would take about {hours:,.1f} hours on this CPU, more than the limit of {limit:g}: choose {cheaper}, "
-        "use a GPU, or raise --max-hours."
-    )
-
-
-def _training(recovery: RecoveryChoice | None) -> tuple[int, int, bool]:
-    """What a plan must know of it: tokens in all, tokens of a step, whether there is a teacher."""
-    if recovery is None:
-        return 0, 0, False
-    tokens = recovery.batch_size * TRAINING_LENGTH
-    return recovery.steps * tokens, tokens, recovery.distill
-
-
 @app.command()
 @flattened
 def evaluate(model: g.ModelOptions, texts: g.TextOptions, tasks: g.TaskOptions, shown: g.OutputOptions) -> None:
     """Measure perplexity, bits per byte and speed of a model, pruned or not; or zero-shot tasks, or both."""
-    with open_console(shown.quiet, shown.as_json) as console:
-        choice = model.choice()
-        choice.check()
-        only_tasks = tasks.tasks is not None and not texts.evaluation
-        evaluation = texts.choice(only_tasks, tasks.choice()).read()
-        with choice.open() as loaded:
-            metrics = evaluation.run(loaded.model, loaded.tokenizer)
-            asked = evaluation.tasks.run(loaded.model, loaded.tokenizer)
-        weights = [p for p in loaded.model.parameters()]
-        zeros = sum(int((p == 0).sum()) for p in weights) / sum(p.numel() for p in weights)
-        if shown.as_json:
-            found = {"metrics": [asdict(m) for m in metrics], "tasks": [asdict(task) for task in asked]}
-            print_json({"model": model.model, "sparsity": zeros} | found)
-        else:
-            tables.show_metrics(console, metrics, asked, zeros)
+    from hf_mamba_prune.command import measure
+
+    measure.evaluate(model, texts, tasks, shown)
 
 
 @app.command()
@@ -221,62 +114,111 @@ def analyze(
     data: g.CalibrationOptions,
     texts: g.FewTextOptions,
     shown: g.OutputOptions,
-    levels: o.Levels = "0.1,0.3,0.5,0.7,0.9",
-    score: o.ScoreName = DEFAULT.score,
-    output: o.AnalysisOutput = None,
+    analysis: g.AnalysisOptions,
 ) -> None:
     """Measure what each component and each block costs when it is pruned alone; the model is not changed."""
-    job = AnalysisJob(
-        model.choice(),
-        g.PruningOptions(score=score).config(data),
-        output or Path(f"{Path(model.model).name or 'model'}-analysis"),
-        data.calibration,
-        texts.column,
-        texts.choice(),
-        o.parse_numbers("--levels", levels),
+    config = g.PruningOptions(score=analysis.score).config(data)
+    levels = o.parse_numbers("--levels", analysis.levels)
+    from hf_mamba_prune.command import measure
+
+    measure.analyze(
+        model=model,
+        config=config,
+        calibration=data.calibration,
+        texts=texts,
+        levels=levels,
+        output=analysis.output,
+        shown=shown,
     )
-    with open_console(shown.quiet, shown.as_json) as console:
-        found = job.run()
-        print_json(asdict(found)) if shown.as_json else tables.show_analysis(console, found, job.output)
 
 
 @app.command()
-def info(model: o.OptionalModel = None, revision: o.Revision = None, as_json: o.Json = False, debug: o.Debug = False):
+def info(
+    model: o.OptionalModel = None, revision: o.Revision = None, as_json: o.Json = False, debug: o.Debug = False
+) -> None:
     """Say what can be pruned in a model, or what this machine and installation have."""
-    with open_console(False, as_json) as console:
-        if model is None:
-            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            facts = {"versions": versions(), "hardware": hardware(device), "native kernels": native.info()}
-            if as_json:
-                print_json(facts)
-            for title, values in {} if as_json else facts.items():
-                tables.show_facts(console, title, values)
-            return
-        skeleton = load_skeleton(model, revision)
-        records = tables.describe_model(skeleton)
-        print_json(records) if as_json else tables.show_model(console, model, skeleton, records)
+    from hf_mamba_prune.command import measure
+
+    measure.info(model, revision, as_json)
 
 
 @app.command()
 @flattened
-def demo(shown: g.OutputOptions, output: o.Output = Path("hf-mamba-prune-demo"), sparsity: o.Sparsity = 0.7) -> None:
+def demo(
+    shown: g.OutputOptions, output: o.DemoOutput = Path("hf-mamba-prune-demo"), sparsity: o.DemoSparsity = 0.7
+) -> None:
     """Run the whole job offline on the bundled small model; repeat it as often as you like."""
-    job = demo_job(output, sparsity)
-    if not (shown.quiet or shown.as_json):
-        print(f"Pruning the bundled Mamba of 2.8 million weights to {sparsity:.0%}, offline.")
-    _run(job, False, shown)
+    from hf_mamba_prune.command import prune as command
+
+    command.demo(output, sparsity, shown)
 
 
-for _command in (
-    packed.pack, packed.unpack, packed.generate, packed.bench,
-    hub.push, hub.card, reproduce.reproduce,
-):  # fmt: skip
-    app.command()(_command)
+@app.command()
+@flattened
+def pack(shown: g.OutputOptions, wanted: g.PackOptions) -> None:
+    """Write a model in packed form: a bitmask and the kept values, a third of the size at 70 % zeros."""
+    from hf_mamba_prune.command import packed
+
+    packed.pack(wanted, shown)
 
 
-def default_output(model: str, config: PruningConfig) -> Path:
-    """`state-spaces/mamba-370m` at 0.7 -> `mamba-370m-pruned-70` in the current folder."""
-    return Path(f"{Path(model).name or 'model'}-pruned-{round(100 * config.sparsity)}")
+@app.command()
+def unpack(model: o.Model, output: o.DenseOutput, revision: o.Revision = None, debug: o.Debug = False) -> None:
+    """Write a packed checkpoint as an ordinary transformers one, bit for bit what was packed."""
+    from hf_mamba_prune.command import packed
+
+    packed.unpack(model, output, revision)
+
+
+@app.command()
+@flattened
+def generate(wanted: g.GenerateOptions) -> None:
+    """Write text with a dense, pruned or packed model, and say how fast that was."""
+    from hf_mamba_prune.command import packed
+
+    packed.generate(wanted)
+
+
+@app.command()
+@flattened
+def bench(shown: g.OutputOptions, wanted: g.BenchOptions) -> None:
+    """Measure size, memory, prefill and decode of a model, dense and packed side by side, on this CPU."""
+    from hf_mamba_prune.command import packed
+
+    packed.bench(wanted, shown)
+
+
+@app.command()
+@flattened
+def push(
+    folder: o.Result,
+    hub: g.PushOptions,
+    shown: g.OutputOptions,
+    revision: o.Branch = None,
+    overwrite: o.OverwriteRepo = False,
+) -> None:
+    """Push a result folder to the Hub: weights, packed form, card, report and figures in one commit."""
+    from hf_mamba_prune.command import hub as command
+
+    command.push(folder, hub, revision, overwrite, shown)
+
+
+@app.command()
+def card(folder: o.Result, repo_id: o.RepoId = None, debug: o.Debug = False) -> None:
+    """Write the model card of a result folder, README.md, from its report."""
+    from hf_mamba_prune.command import hub
+
+    hub.card(folder, repo_id)
+
+
+@app.command()
+@flattened
+def reproduce(shown: g.OutputOptions, wanted: g.ReproduceOptions) -> None:
+    """Train a dense model on one of the paper's benchmarks, prune it by several methods, and write the table."""
+    sparsities = o.parse_numbers("--sparsities", wanted.sparsities)
+    from hf_mamba_prune.command import reproduce as command
+
+    command.reproduce(wanted, sparsities, shown)
 
 
 if __name__ == "__main__":

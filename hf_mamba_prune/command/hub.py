@@ -5,29 +5,22 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from hf_mamba_prune.command import options as o
+from hf_mamba_prune.command import choices
 from hf_mamba_prune.command.console import open_console, print_json
-from hf_mamba_prune.command.option_groups import OutputOptions, PushOptions, flattened
+from hf_mamba_prune.command.option_groups import OutputOptions, PushOptions
 from hf_mamba_prune.publish.hub import PushChoice, push_folder, write_card
 
 
-def card(folder: o.Result, repo_id: o.RepoId = None, debug: o.Debug = False) -> None:
-    """Write the model card of a result folder, README.md, from its report."""
+def card(folder: Path, repo_id: str | None) -> None:
+    """Write the model card of a result folder."""
     with open_console(False, False) as console:
         console.print(f"Saved [bold]{write_card(folder, repo_id)}[/].", soft_wrap=True)
 
 
-@flattened
-def push(
-    folder: o.Result,
-    hub: PushOptions,
-    shown: OutputOptions,
-    revision: o.Branch = None,
-    overwrite: o.OverwriteRepo = False,
-) -> None:
-    """Push a result folder to the Hub: weights, packed form, card, report and figures in one commit."""
+def push(folder: Path, hub: PushOptions, revision: str | None, overwrite: bool, shown: OutputOptions) -> None:
+    """Push a result folder to the Hub."""
     with open_console(shown.quiet, shown.as_json) as console:
-        address = push_folder(folder, hub.choice(revision, overwrite))
+        address = push_folder(folder, choices.push(hub, revision, overwrite))
         print_json({"url": address}) if shown.as_json else console.print(f"Pushed: {address}", soft_wrap=True)
 
 

@@ -1,22 +1,21 @@
-"""Options that several commands share, as groups: a command takes a group as one parameter and shows its options."""
+"""Options that belong together, as groups: a command takes a group as one parameter and shows its options.
+
+Nothing heavy is imported here: the command shows its help and refuses wrong options before torch is needed.
+"""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields, is_dataclass
-from typing import get_type_hints
+from dataclasses import dataclass
+from pathlib import Path
 
 from hf_mamba_prune.command import options as o
 from hf_mamba_prune.command.options import DEFAULT
 from hf_mamba_prune.config import PruningConfig
-from hf_mamba_prune.job import EvaluationChoice, ModelChoice, RecoveryChoice
-from hf_mamba_prune.measure.zero_shot import ZeroShot
-from hf_mamba_prune.publish.hub import PushChoice
 from hf_mamba_prune.recipes import find_recipe
+from hf_mamba_prune.reproduce.methods import METHODS
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelOptions:
     """Which model."""
 
@@ -27,12 +26,8 @@ class ModelOptions:
     tokenizer: o.Tokenizer = None
     no_native: o.NoNative = False
 
-    def choice(self) -> ModelChoice:
-        """The same for a job."""
-        return ModelChoice(self.model, self.revision, self.dtype, self.device, self.tokenizer, not self.no_native)
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TextOptions:
     """What a model is measured on."""
 
@@ -42,32 +37,23 @@ class TextOptions:
     stride: o.Stride = None
     max_windows: o.MaxWindows = None
 
-    def choice(self, skip: bool = False, tasks: ZeroShot | None = None) -> EvaluationChoice:
-        """The same for a job; without the texts where they are skipped."""
-        texts = () if skip else tuple(self.evaluation or ["wikitext"])
-        return EvaluationChoice(texts, self.column, self.window, self.stride, self.max_windows, tasks or ZeroShot())
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FewTextOptions(TextOptions):
     """The same, by default only the beginning of each text: where a model is measured many times."""
 
     max_windows: o.MaxWindows = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TaskOptions:
     """Zero-shot tasks."""
 
     tasks: o.Tasks = None
     max_examples: o.MaxExamples = None
 
-    def choice(self) -> ZeroShot:
-        """The same for an evaluation."""
-        return ZeroShot(o.parse_names(self.tasks), self.max_examples)
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CalibrationOptions:
     """What scores are measured on."""
 
@@ -77,7 +63,7 @@ class CalibrationOptions:
     seed: o.Seed = DEFAULT.seed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PruningOptions:
     """How to prune."""
 
@@ -126,7 +112,7 @@ class PruningOptions:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RecoveryOptions:
     """How to train after pruning."""
 
@@ -143,23 +129,8 @@ class RecoveryOptions:
             "--recover-dataset": self.recover_dataset,
         }
 
-    def choice(self, recipe: str, column: str | None) -> RecoveryChoice | None:
-        """The same for a job; None without training.
 
-        Raises:
-            ValueError: an unknown recipe, or one without the training that it needs.
-        """
-        training = find_recipe(recipe).trained(self.recover_steps)
-        return training and RecoveryChoice(
-            text=self.recover_dataset,
-            column=column,
-            learning_rate=self.recover_lr,
-            batch_size=self.recover_batch,
-            **training,
-        )
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PushOptions:
     """Where to publish."""
 
@@ -172,12 +143,24 @@ class PushOptions:
         """Those that say something, by name; `force`, which only permits, is not among them."""
         return {"--repo-id": self.repo_id, "--private": self.private, "--create-pr": self.create_pr}
 
-    def choice(self, revision: str | None, overwrite: bool) -> PushChoice:
-        """The same for a push."""
-        return PushChoice(self.repo_id, self.private, self.create_pr, revision, overwrite, self.force)
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Where a pruning leaves its result, and where and whether it runs."""
+
+    no_evaluation: o.NoEvaluation = False
+    max_hours: o.MaxHours = 4.0
+    output: o.Output = None
+    overwrite: o.Overwrite = False
+    pack: o.Pack = False
+    values: o.Values = "auto"
+    push: o.Push = False
+    push_revision: o.PushBranch = None
+    on_hub: o.OnHub = None
+    dry_run: o.DryRun = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OutputOptions:
     """What is printed."""
 
@@ -186,39 +169,66 @@ class OutputOptions:
     debug: o.Debug = False
 
 
-def flattened(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command one parameter for each field of the groups that it takes; it is called with the groups."""
-    kinds = get_type_hints(command, include_extras=True)
-    kinds.pop("return", None)
-    parameters: list[inspect.Parameter] = []
-    for name, parameter in inspect.signature(command).parameters.items():
-        if is_dataclass(kinds[name]):
-            parameters += _fields(kinds[name])
-        else:
-            parameters.append(parameter.replace(annotation=kinds[name], kind=inspect.Parameter.KEYWORD_ONLY))
+@dataclass(frozen=True, kw_only=True)
+class AnalysisOptions:
+    """What an analysis does beside measuring."""
 
-    def flat(**values: object) -> None:
-        groups = {
-            name: kind(**{field.name: values.pop(field.name) for field in fields(kind)})
-            for name, kind in kinds.items()
-            if is_dataclass(kind)
-        }
-        command(**groups, **values)
-
-    flat.__name__, flat.__doc__ = command.__name__, command.__doc__
-    flat.__signature__ = inspect.Signature(parameters)
-    flat.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return flat
+    levels: o.Levels = "0.1,0.3,0.5,0.7,0.9"
+    score: o.ScoreName = DEFAULT.score
+    output: o.AnalysisOutput = None
 
 
-def _fields(kind: type) -> list[inspect.Parameter]:
-    hints = get_type_hints(kind, include_extras=True)
-    return [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            annotation=hints[field.name],
-            default=inspect.Parameter.empty if field.default is MISSING else field.default,
-        )
-        for field in fields(kind)
-    ]
+@dataclass(frozen=True, kw_only=True)
+class PackOptions:
+    """What is packed, how, and where to."""
+
+    model: o.Model
+    values: o.Values = "auto"
+    revision: o.Revision = None
+    dtype: o.Dtype = "auto"
+    tokenizer: o.Tokenizer = None
+    output: o.PackedOutput = None
+    overwrite: o.Overwrite = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions:
+    """What is written with which model."""
+
+    model: o.Model
+    prompt: o.Prompt
+    max_new_tokens: o.NewTokens = 100
+    temperature: o.Temperature = 0.0
+    top_k: o.TopK = 50
+    seed: o.Seed = 0
+    threads: o.Threads = None
+    revision: o.Revision = None
+    dense: o.Dense = False
+    no_native: o.NoNative = False
+    debug: o.Debug = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """What is timed."""
+
+    model: o.Model
+    values: o.Values = "auto"
+    new_tokens: o.NewTokens = 64
+    threads: o.Threads = None
+    revision: o.Revision = None
+    no_stock: o.NoStock = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReproduceOptions:
+    """Which benchmark of the paper, and how much of it."""
+
+    task: o.TaskName
+    data: o.DataFolder = Path("data")
+    output: o.ResultsFolder = Path("reproduced")
+    sparsities: o.Sparsities = "0.5,0.6,0.7,0.8"
+    methods: o.Methods = ",".join(METHODS)
+    scale: o.ScaleName = "small"
+    seeds: o.Seeds = 3
+    no_components: o.NoComponents = False

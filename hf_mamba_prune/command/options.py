@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from hf_mamba_prune.config import ALLOCATION_NAMES, GRADIENT_NAMES, SCORE_NAMES, PruningConfig
-from hf_mamba_prune.measure.environment import versions
+from hf_mamba_prune.measure.versions import version
 from hf_mamba_prune.schedules import SCHEDULES
 
 DEFAULT = PruningConfig()
@@ -19,11 +19,11 @@ HUB = "Hub"
 def print_version(wanted: bool) -> None:
     """Print the version and end the command."""
     if wanted:
-        print(f"hf-mamba-prune {versions()['hf-mamba-prune']}")
+        print(f"hf-mamba-prune {version()}")
         raise typer.Exit
 
 
-def _option(panel: str, *names: str, help: str, **more: object):
+def _option(panel: str, *names: str, help: str, **more: Any) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=panel, **more)
 
 
@@ -38,6 +38,9 @@ OptionalModel = Annotated[str | None, typer.Argument(help="Hub id or folder; wit
 Sparsity = Annotated[
     float | None,
     _option(PRUNING, "--sparsity", "-s", help="Share of the prunable weights to remove, 0 to below 1. Default: 0.5."),
+]
+DemoSparsity = Annotated[
+    float, _option(PRUNING, "--sparsity", "-s", help="Share of the prunable weights to remove, 0 to below 1.")
 ]
 Pattern = Annotated[str, _option(PRUNING, "--pattern", help="unstructured, or N:M such as 2:4.")]
 ScoreName = Annotated[str, _option(PRUNING, "--score", help="Which weight matters: " + _one_of(SCORE_NAMES))]
@@ -136,6 +139,7 @@ Output = Annotated[
     Path | None,
     _option(OUTPUT, "--output", "-o", help="Folder to write. Default: <model>-pruned-<NN> here.", show_default=False),
 ]
+DemoOutput = Annotated[Path, _option(OUTPUT, "--output", "-o", help="Folder to write.")]
 Overwrite = Annotated[
     bool, _option(OUTPUT, "--overwrite", help="Replace an earlier result of this tool, here and on the Hub.")
 ]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 from rich.console import Console
 from rich.table import Table
+from transformers import PreTrainedModel
 
 from hf_mamba_prune.measure.analysis import Analysis, Curve
+from hf_mamba_prune.models.model_config import ModelConfig
 from hf_mamba_prune.models.targets import components_of, find_targets
 from hf_mamba_prune.plan import Plan
 from hf_mamba_prune.publish.hub import POOR_RATIO
@@ -76,9 +80,9 @@ def _quality_table(report: PruningReport) -> Table:
         ratio = f"{after.perplexity / before.perplexity:.3f} x"
         table.add_row(f"perplexity, {before.text}", f"{before.perplexity:.2f}", f"{after.perplexity:.2f}", ratio)
         table.add_row("  bits per byte", f"{before.bits_per_byte:.4f}", f"{after.bits_per_byte:.4f}", "")
-    for before, after in zip(report.tasks_before, report.tasks_after, strict=True):
-        kept = f"{after.value / before.value:.3f} x" if before.value else ""
-        table.add_row(f"{after.metric}, {after.task}", f"{before.value:.4f}", f"{after.value:.4f}", kept)
+    for asked, again in zip(report.tasks_before, report.tasks_after, strict=True):
+        kept = f"{again.value / asked.value:.3f} x" if asked.value else ""
+        table.add_row(f"{again.metric}, {again.task}", f"{asked.value:.4f}", f"{again.value:.4f}", kept)
     _add_sizes(table, report)
     return table
 
@@ -162,21 +166,21 @@ def show_cost(console: Console, plan: Plan) -> None:
     )
 
 
-def show_packed(console: Console, sizes: dict[str, object]) -> None:
-    """The result of `pack`."""
-    dense, packed = sizes["dense_bytes"], sizes["packed_bytes"]
+def show_packed(console: Console, output: Path, dense: int, packed: int) -> None:
+    """The result of `pack`: bytes of the weights before and after."""
     console.print(
         f"Packed {dense / 1e6:,.1f} MB of weights into {packed / 1e6:,.1f} MB ({packed / dense:.2f} x) in "
-        f"[bold]{sizes['output']}[/].",
+        f"[bold]{output}[/].",
         soft_wrap=True,
     )
 
 
-def show_speeds(console: Console, speeds: list[SpeedFacts] | tuple[SpeedFacts, ...], facts: dict[str, object]) -> None:
+def show_speeds(console: Console, speeds: Sequence[SpeedFacts], facts: Mapping[str, object]) -> None:
     """The result of `bench`."""
-    table = _table("tokens a second", "run as", "file, MB", "memory, MB", "prefill", "decode")
+    columns = ("tokens a second", "run as", "file, MB", "memory, MB", "prefill", "decode")
+    table = _table(*columns)
     for speed in speeds:
-        table.add_row(
+        cells = (
             speed.name,
             speed.values,
             f"{speed.file_bytes / 1e6:,.1f}",
@@ -184,13 +188,15 @@ def show_speeds(console: Console, speeds: list[SpeedFacts] | tuple[SpeedFacts, .
             f"{speed.prefill_tokens_per_second:,.0f}",
             f"{speed.decode_tokens_per_second:,.1f}",
         )
+        table.add_row(*cells)
     threads = speeds[-1].threads
     _show(console, f"{facts['processor']}, {threads} threads, {facts['kernels']} kernels", table)
 
 
-def describe_model(model) -> list[dict[str, object]]:
+def describe_model(model: PreTrainedModel) -> list[dict[str, Any]]:
     """One record a component: weights, share of the model, pruned by default, what switches it off."""
     total = sum(p.numel() for p in model.parameters())
+    config = cast(ModelConfig, model.config)
     records = []
     for component in components_of(model):
         if component.kind == "state":
@@ -204,7 +210,7 @@ def describe_model(model) -> list[dict[str, object]]:
                 "share": weights / total,
                 "pruned": "by default" if component.default else "never" if component.kind == "state" else "by choice",
                 "off": component.off,
-                "parts": list(component.parts(model.config)) if component.parts else [],
+                "parts": list(component.parts(config)) if component.parts else [],
             }
         )
     return records
@@ -217,7 +223,7 @@ def result_line(result: Result) -> str:
     return f"{result.task}, {what}, seed {result.seed}: {metrics} ({result.train_seconds:,.0f} s of training)"
 
 
-def show_model(console: Console, source: str, model, records: list[dict[str, object]]) -> None:
+def show_model(console: Console, source: str, model: PreTrainedModel, records: list[dict[str, Any]]) -> None:
     """The result of `info MODEL`."""
     total = sum(p.numel() for p in model.parameters())
     table = _table("component", "weights", "share", "pruned", "parts")
@@ -236,7 +242,7 @@ def show_model(console: Console, source: str, model, records: list[dict[str, obj
             console.print(f"{record['component']} is switched off {record['off']}.", highlight=False)
 
 
-def show_facts(console: Console, title: str, facts: dict[str, object]) -> None:
+def show_facts(console: Console, title: str, facts: Mapping[str, object]) -> None:
     """Two columns of names and values."""
     table = _table("", "")
     table.show_header = False

@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from hf_mamba_prune.files.placing import find_device, find_dtype
 from hf_mamba_prune.files.state_spaces import TOKENIZER, WEIGHTS, convert_config, is_original_layout, load_original
 from hf_mamba_prune.models.architectures import ARCHITECTURES
 from hf_mamba_prune.packed import is_packed
@@ -37,7 +38,7 @@ Weights = Literal["own", "packed"]
 _PACKED = tuple(config.model_type for config in PACKED_CONFIGS.values())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LoadedModel:
     """A model ready to be pruned.
 
@@ -67,7 +68,7 @@ def load_model(
     revision: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
-    tokenizer: str | None = None,
+    tokenizer: str | PreTrainedTokenizerBase | None = None,
 ) -> LoadedModel:
     """Load a Mamba language model.
 
@@ -77,19 +78,19 @@ def load_model(
         revision: branch, tag or commit of a Hub id.
         dtype: `auto` (float32 on a CPU, the checkpoint's elsewhere), `float32`, `bfloat16` or `float16`.
         device: `auto` (CUDA when there is one), or any torch device.
-        tokenizer: Hub id or folder; default: the model's own, or GPT-NeoX-20B's for the original layout.
+        tokenizer: Hub id or folder, or one that is loaded; default: the model's own, or GPT-NeoX-20B's for the
+            original layout.
 
     Raises:
         ValueError: no such model, not a supported state-space model, or files that do not fit together.
         RuntimeError: the Hub cannot be reached or refuses.
     """
-    place = _device(device)
+    place = find_device(device)
     folder, commit = fetch(source, revision, "own")
     values = read_config(folder, source)
-    wanted = _dtype(dtype)
+    wanted = find_dtype(dtype)
     if is_original_layout(values):
         model = load_original(folder, values, wanted)
-        tokenizer = tokenizer or (str(folder) if (folder / "tokenizer.json").is_file() else TOKENIZER)
         saved = model.dtype
     else:
         model = _unpacked(folder, wanted) if is_packed(folder) else _load_transformers(folder, wanted or "auto")
@@ -99,8 +100,41 @@ def load_model(
     _refuse_not_finite(model, source)
     model = model.to(place).eval()
     name = source if commit else folder.resolve().name
-    words = load_tokenizer(tokenizer or str(folder))
-    return LoadedModel(model, words, name, commit, folder, saved, *_card_facts(folder))
+    if tokenizer is None or isinstance(tokenizer, str):
+        tokenizer = load_tokenizer(_tokenizer_source(folder, values, tokenizer))
+    license, language = _card_facts(folder)
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        id=name,
+        revision=commit,
+        folder=folder,
+        saved_dtype=saved,
+        license=license,
+        language=language,
+    )
+
+
+def load_tokenizer_of(
+    source: str, revision: str | None = None, tokenizer: str | None = None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer that `load_model` takes, without the model.
+
+    Args:
+        source, revision, tokenizer: see `load_model`.
+
+    Raises:
+        ValueError: no such model, or no usable tokenizer.
+        RuntimeError: the Hub cannot be reached or refuses.
+    """
+    folder, _ = fetch(source, revision)
+    return load_tokenizer(_tokenizer_source(folder, read_config(folder, source), tokenizer))
+
+
+def _tokenizer_source(folder: Path, values: dict, tokenizer: str | None) -> str:
+    """What was asked for, or the model's own, or that of all models in the original layout."""
+    own = not is_original_layout(values) or (folder / "tokenizer.json").is_file()
+    return tokenizer or (str(folder) if own else TOKENIZER)
 
 
 def _card_facts(folder: Path) -> tuple[str | None, tuple[str, ...]]:
@@ -294,25 +328,6 @@ def _refuse_not_finite(model: PreTrainedModel, source: str) -> None:
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise ValueError(f"{source}: the weight {name} holds NaN or infinite values.")
-
-
-def _dtype(name: str) -> torch.dtype | None:
-    known = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name not in known:
-        raise ValueError(f"dtype is {name!r}; expected one of {', '.join(known)}.")
-    return known[name]
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device is {name!r}; expected auto, cpu or cuda.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is {name!r}, but torch sees no CUDA device here.")
-    return device
 
 
 def weights_sha256(model: torch.nn.Module) -> str:

@@ -11,7 +11,7 @@ from hf_mamba_prune.files.loading import weights_sha256
 from hf_mamba_prune.report import ModelFacts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Origin:
     """Where a model is from and how it is run, for the report.
 

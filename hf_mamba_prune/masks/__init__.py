@@ -1,4 +1,4 @@
 """Which weights go: calibration, scores, budgets and their allocations, exact ranking, and the masks themselves.
 
-`scores/` holds one file a score; what pruning calls is in `model` and `budget`. May import: the ground, models, native.
+`scores/` holds one file a score; pruning calls `model` and `budget`. May import: the ground, models, native.
 """

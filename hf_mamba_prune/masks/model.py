@@ -23,7 +23,7 @@ _SMALLEST = 2.0**-149
 
 
 def scores_of_model(model: PreTrainedModel, score: Score, statistics: Statistics) -> ScoresOf:
-    """The scores of a model's weights as they are at the call: of each slot in turn, one target in memory at a time."""
+    """Scores of a model's weights as they are at the call: of each slot in turn, one target in memory at a time."""
 
     def scores_of(slots: Sequence[Slot]) -> Iterator[torch.Tensor]:
         targets = [slot.target for slot in slots]

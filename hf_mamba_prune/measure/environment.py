@@ -1,4 +1,4 @@
-"""What the run ran on: versions, hardware, and the seconds and memory of each step."""
+"""What the run ran on: hardware, and the seconds and memory of each step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 
 import psutil
@@ -16,22 +15,6 @@ import torch
 
 from hf_mamba_prune import native
 from hf_mamba_prune.report import StepCost
-
-PACKAGES = (
-    "hf-mamba-prune", "torch", "transformers", "accelerate", "huggingface_hub", "datasets", "evaluate", "lm-eval"
-)  # fmt: skip
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that can change a result."""
-    return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:  # this package itself, when it runs from a checkout
-        return "not installed"
 
 
 def hardware(device: torch.device, plugged: bool = True) -> dict[str, str | int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 import time
@@ -20,6 +21,7 @@ from hf_mamba_prune.report import LanguageMetrics
 from hf_mamba_prune.texts.sources import TextSource
 
 _HEAD_TOKENS = 256
+_FIRST_ROWS, _FIRST_CHARACTERS = 100, 10_000
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,18 @@ class Evaluation:
         if self.max_windows is not None and self.max_windows < 1:
             raise ValueError(f"max_windows is {self.max_windows}; expected at least 1.")
 
+    def check(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Refuse texts that are too short to be measured, before any work.
+
+        Raises:
+            ValueError: a text has fewer than two tokens.
+        """
+        for text in self.texts:
+            # Whole documents until there is surely enough: a long text need not be tokenized twice.
+            few = list(itertools.islice((row for row in text.documents if row.strip()), _FIRST_ROWS))
+            if len(_token_ids(tokenizer, "\n\n".join(few)[:_FIRST_CHARACTERS])) < 2:
+                _refuse_short(text, len(_token_ids(tokenizer, text.joined())))
+
     def run(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[LanguageMetrics, ...]:
         """Measure a causal language model, in its own dtype, on every text.
 
@@ -69,10 +83,9 @@ class Evaluation:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: TextSource
     ) -> LanguageMetrics:
         stride = self.window if self.stride is None else self.stride
-        ids = torch.tensor(tokenizer(source.joined(), add_special_tokens=False, verbose=False).input_ids)
+        ids = torch.tensor(_token_ids(tokenizer, source.joined()))
+        _refuse_short(source, len(ids))
         spans = _spans(len(ids), self.window, stride)[: self.max_windows]
-        if not spans:
-            raise ValueError(f"the evaluation text {source.name} has {len(ids)} tokens; at least 2 are needed.")
         started = time.perf_counter()
         losses = _losses(model, ids, spans)
         seconds = time.perf_counter() - started
@@ -91,6 +104,15 @@ class Evaluation:
         )
         tell("evaluate", perplexity=metrics.perplexity)
         return metrics
+
+
+def _token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+
+
+def _refuse_short(text: TextSource, tokens: int) -> None:
+    if tokens < 2:
+        raise ValueError(f"the evaluation text {text.name} has {tokens} tokens; at least 2 are needed.")
 
 
 def source_bytes(source: TextSource) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, JobHardwareInfo, JobInfo, JobStage, get_token
 
 from hf_mamba_prune.config import closest
-from hf_mamba_prune.measure.environment import versions
+from hf_mamba_prune.measure.versions import version
 from hf_mamba_prune.publish.hub import hub_errors
 
 _HOURS = {"second": 1 / 3600, "minute": 1 / 60, "hour": 1.0}
@@ -114,9 +114,9 @@ class HubJob:
 
 def _requirement(extras: tuple[str, ...]) -> str:
     """This version where it is an installed one."""
-    version = versions()["hf-mamba-prune"]
+    own = version()
     name = "hf-mamba-prune" + (f"[{','.join(extras)}]" if extras else "")
-    return f"{name}=={version}" if version[0].isdigit() else name
+    return f"{name}=={own}" if own[0].isdigit() else name
 
 
 def refuse_local(sources: list[str]) -> None:

@@ -67,6 +67,19 @@ class PushChoice:
             user = HfApi().whoami()["name"]
         return self if self.repo and "/" in self.repo else replace(self, repo=f"{user}/{self.repo or name}")
 
+    def addressed(self, name: str) -> PushChoice:
+        """The same with the full id of its repository; what the Hub will refuse is said before the work.
+
+        Args:
+            name: of the repository where none was given.
+
+        Raises:
+            RuntimeError: see `resolve` and `held`.
+        """
+        found = self.resolve(name)
+        found.held()
+        return found
+
     def held(self) -> set[str]:
         """Files of the repository, empty for one that is still to be made.
 

@@ -17,9 +17,10 @@ from transformers import set_seed
 from hf_mamba_prune.config import PruningConfig, closest
 from hf_mamba_prune.measure.environment import CostMeter
 from hf_mamba_prune.models.targets import find_targets
+from hf_mamba_prune.reproduce.methods import METHODS
 from hf_mamba_prune.reproduce.tasks import TASKS, Scale, Splits, Task
 from hf_mamba_prune.reproduce.tasks.components import component_metrics, component_table
-from hf_mamba_prune.reproduce.tasks.results import DENSE, LONGER, METHODS, Result, table, write_whole
+from hf_mamba_prune.reproduce.tasks.results import DENSE, LONGER, Result, table, write_whole
 from hf_mamba_prune.reproduce.tasks.training import measure, train
 
 

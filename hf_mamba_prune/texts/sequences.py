@@ -46,8 +46,8 @@ def sample_sequences(
                 break
         if len(windows) == before:
             raise ValueError(
-                f"the calibration text {source.name} is too short: it has {source.characters} characters, which make "
-                f"no sequence of {length} tokens. Give more text, or a smaller --calibration-length."
+                f"the text {source.name} is too short: it has {source.characters} characters, which make no sequence "
+                f"of {length} tokens. Give more text, or for a calibration a smaller --calibration-length."
             )
     return torch.stack(windows)
 

@@ -12,15 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from hf_mamba_prune.config import PruningConfig
-from hf_mamba_prune.masks.budget import Budget, allocate, total_to_prune
-from hf_mamba_prune.masks.calibration import (
-    GRADIENT_TERMS,
-    Need,
-    Statistics,
-    TargetStatistics,
-    calibrate,
-    check_inputs,
-)
+from hf_mamba_prune.masks.budget import Budget, allocate
+from hf_mamba_prune.masks.calibration import GRADIENT_TERMS, Need, Statistics, TargetStatistics, calibrate
 from hf_mamba_prune.masks.model import masks_within, scores_of_model
 from hf_mamba_prune.masks.scores import build_score
 from hf_mamba_prune.masks.slots import weights_to_prune
@@ -28,6 +21,7 @@ from hf_mamba_prune.masks.tensor import tensor_mask
 from hf_mamba_prune.models.shards import WHOLE, Shard, shard_of
 from hf_mamba_prune.models.targets import Target, find_targets
 from hf_mamba_prune.schedules import sparsity_at
+from hf_mamba_prune.training.demands import check_gradual, check_steps
 
 STATE_NAME = "pruning_state.safetensors"
 
@@ -74,18 +68,7 @@ class GradualPruner:
 
     def _check(self) -> None:
         config = self.config
-        total_to_prune(self.targets, config, config.sparsity)
-        check_inputs(self.targets, self._score.needs)
-        if config.allocation == "sensitivity":
-            raise ValueError("allocation 'sensitivity' needs a dense model at rest: choose another one for training.")
-        gradients = self._score.needs <= GRADIENT_TERMS.keys()
-        if config.measure == "training" and not gradients:
-            raise ValueError(
-                f"score {config.score!r} is not made of gradients, which a training measures: choose one that is, "
-                "such as gradient-magnitude or fisher, or, in Python, measure='calibration'."
-            )
-        if config.regrow and (config.n_of_m is not None or config.allocation == "per-row"):
-            raise ValueError("regrow exchanges weights within a whole tensor: not with a pattern or per-row.")
+        check_gradual(self.targets, config)
         if config.measure == "calibration" and self._score.needs and self._calibration is None:
             raise ValueError("measure='calibration' needs calibration sequences.")
 
@@ -105,12 +88,8 @@ class GradualPruner:
         self._events = {}
         if self._is_sparse_enough():
             return {}
+        check_steps(config, total_steps)
         first, last = config.start * total_steps, config.end * total_steps
-        if last - first < config.steps:
-            raise ValueError(
-                f"{config.steps} pruning steps do not fit between {config.start:.0%} and {config.end:.0%} of "
-                f"{total_steps} training steps: train longer, or lower steps."
-            )
         start = self._start_sparsity
         for step in range(1, config.steps + 1):
             progress = step / config.steps

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.files.origin import Origin, model_facts
 from hf_mamba_prune.measure.counting import ZeroCounter
-from hf_mamba_prune.measure.environment import hardware, versions
+from hf_mamba_prune.measure.environment import hardware
+from hf_mamba_prune.measure.versions import versions
 from hf_mamba_prune.publish.card import CARD_NAME, render_card
 from hf_mamba_prune.publish.figures import draw_figures
 from hf_mamba_prune.report import PruningReport, RecoveryFacts, SparsityFacts, TaskMetrics
@@ -38,7 +39,7 @@ class TrainingRecord:
         name = model.name_or_path or type(model).__name__
         self._id = name
         name = Path(name).resolve().name if Path(name).is_dir() else name  # where it lies is nobody's business
-        self._facts = model_facts(model, Origin(name))
+        self._facts = model_facts(model, Origin(id=name))
         self._zeros = ZeroCounter(model, pruner.targets)
 
     def count(self, pruner: GradualPruner) -> SparsityFacts:

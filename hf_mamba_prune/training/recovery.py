@@ -78,6 +78,16 @@ def training_tokens(tokenizer: PreTrainedTokenizerBase, recovery: Recovery, seed
     return sample_sequences(recovery.text, tokenizer, count, recovery.length, draw)
 
 
+def lay_out(pruner: GradualPruner, recovery: Recovery) -> None:
+    """Fix the pruning steps of a gradual recovery.
+
+    Raises:
+        ValueError: they do not fit into its steps, or the model is sparse enough already.
+    """
+    if not pruner.lay_out(recovery.steps):
+        raise ValueError(f"the model is {pruner.sparsity():.1%} sparse already: there is nothing to prune.")
+
+
 def recover(
     model: PreTrainedModel,
     tokens: torch.Tensor,
@@ -115,10 +125,8 @@ def recover(
             calibration=calibration,
             callbacks=[TrainingBar("recover")],
         )
-        if recovery.gradual and not trainer.pruner.lay_out(recovery.steps):
-            raise ValueError(
-                f"the model is {trainer.pruner.sparsity():.1%} sparse already: there is nothing to prune."
-            )
+        if recovery.gradual:
+            lay_out(trainer.pruner, recovery)
         trainer.remove_callback(PrinterCallback)  # its lines would stand in the middle of what the command prints
         trainer.train()
         # The model left as it came, without the autocast around its forward.

@@ -58,7 +58,7 @@ def test_json_prints_the_report_and_nothing_else(place, capsys):
 
 def test_dry_run_prints_the_plan_and_changes_nothing(place, capsys):
     before = sorted(place.rglob("*"))
-    assert run("model", "--sparsity", "0.7", "--dry-run", "--json") == 0
+    assert run("model", "--sparsity", "0.7", *SMALL, *MEASURE, "--dry-run", "--json") == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["zeros"] == round(0.7 * plan["prunable"])
     assert plan["weights"] == sum(p.numel() for p in build_model("mamba").parameters())

@@ -11,7 +11,8 @@ import psutil
 import pytest
 import torch
 
-from hf_mamba_prune.measure.environment import PACKAGES, CostMeter, hardware, versions
+from hf_mamba_prune.measure.environment import CostMeter, hardware
+from hf_mamba_prune.measure.versions import PACKAGES, versions
 
 
 def test_versions_are_those_that_are_installed():

@@ -29,7 +29,7 @@ def changed(monkeypatch, change, case: str = "mamba") -> None:
 
 def pruned(tokenizer, model):
     config = PruningConfig(0.6, calibration_samples=2, calibration_length=12, steps=1)
-    report = prune(model, tokenizer, config, TEXT, Evaluation(), Origin("tiny"))
+    report = prune(model, tokenizer, config, TEXT, Evaluation(), Origin(id="tiny"))
     return report, {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 

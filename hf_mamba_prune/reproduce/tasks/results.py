@@ -8,16 +8,9 @@ import os
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from hf_mamba_prune.reproduce.methods import METHODS
 from hf_mamba_prune.reproduce.tasks.base import Scale, Task
-
-METHODS: dict[str, tuple[str, dict[str, Any], bool]] = {
-    "ours": ("hf-mamba-prune: Fisher, global, distilled", dict(score="fisher"), True),
-    "paper": ("gradient-magnitude, global, task loss (2505.08299)", dict(score="gradient-magnitude"), False),
-    "magnitude": ("magnitude, uniform, task loss", dict(score="magnitude", allocation="uniform"), False),
-}
-"""Name -> how a table calls it, the fields of its config, and whether the dense model teaches."""
 
 DENSE, LONGER = "dense", "dense-longer"
 """The dense model, and the same trained for as many steps more as the pruned ones are."""
