@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from hf_mamba_prune.recipes import RECIPES, Recipe
     from hf_mamba_prune.report import PruningReport
     from hf_mamba_prune.texts.sources import TextSource, read_text
+    from hf_mamba_prune.training.adapters import mask_adapters
     from hf_mamba_prune.training.recovery import Recovery
     from hf_mamba_prune.training.trainer import PruningCallback, PruningTrainer
 
@@ -72,6 +73,7 @@ __all__ = [
     "load_model",
     "load_skeleton",
     "make_plan",
+    "mask_adapters",
     "prune",
     "push_folder",
     "read_text",
@@ -114,6 +116,7 @@ _ROOMS = {
     "load_model": "files.loading",
     "load_skeleton": "files.loading",
     "make_plan": "plan",
+    "mask_adapters": "training.adapters",
     "prune": "pruning",
     "push_folder": "publish.hub",
     "read_text": "texts.sources",

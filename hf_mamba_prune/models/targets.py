@@ -94,8 +94,13 @@ def find_targets(model: PreTrainedModel, components: tuple[str, ...] = ()) -> li
         components: which components; empty means the defaults (in_proj, x_proj, dt_proj, out_proj).
 
     Raises:
-        ValueError: unknown model type or component, or a component that zeroing does not remove.
+        ValueError: unknown model type or component, a component that zeroing does not remove, or a PEFT model.
     """
+    if any(kind.__module__.startswith("peft.") for kind in type(model).__mro__):
+        raise ValueError(
+            "this model is wrapped by PEFT, and adapters are not pruned: prune the model without them. To train "
+            "adapters on a pruned model, use mask_adapters and transformers' own Trainer."
+        )
     chosen = _chosen(components_of(model), components)
     names = dict(model.named_parameters(remove_duplicate=False))
     targets = []
