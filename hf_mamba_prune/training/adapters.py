@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.nn import functional as F
 
 from hf_mamba_prune.models.architectures import architecture_of
-from hf_mamba_prune.models.model_config import config_of
+from hf_mamba_prune.models.model_config import ModelConfig
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -47,11 +47,12 @@ def mask_adapters(model: PeftModel) -> int:
 
 
 def _check(model: PeftModel, name: str, layer: Any, is_linear: bool) -> None:
+    config = cast(ModelConfig, model.config)
     past = {
         component.weight.removesuffix(".weight")
-        for block in architecture_of(config_of(model)).blocks(config_of(model))
+        for block in architecture_of(config).blocks(config)
         for component in block.components
-        if not _passes_module(component.weight, component.tap(config_of(model)))
+        if not _passes_module(component.weight, component.tap(config))
     }
     if any(name.endswith(f".{module}") for module in past):
         raise ValueError(
