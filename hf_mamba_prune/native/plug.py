@@ -11,6 +11,8 @@ import inspect
 import sys
 import warnings
 from collections.abc import Callable
+from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -19,7 +21,7 @@ from hf_mamba_prune.models.components import Kernels
 from hf_mamba_prune.native import decode
 from hf_mamba_prune.native.checks import serves, tracks
 from hf_mamba_prune.native.conv import causal_conv1d
-from hf_mamba_prune.native.library import enabled
+from hf_mamba_prune.native.library import enabled, tell_if_missing
 from hf_mamba_prune.native.memory import give_freed_memory_back, keep_freed_memory
 from hf_mamba_prune.native.norm import norm_in_place
 from hf_mamba_prune.native.scan import chunk_scan, selective_scan
@@ -115,7 +117,7 @@ def _conv(stock: Callable) -> Callable:
 def _fused(stock: Callable) -> Callable:
     """A mixer of one call for training, for GPUs: stock's own for a CPU only says that it is slow and returns None."""
 
-    def fused(projected, *arguments, **named):
+    def fused(projected: torch.Tensor, *arguments: Any, **named: Any) -> Any:
         if not serves(projected) or _apart(named):
             return stock(projected, *arguments, **named)
         return None  # the mixer goes on to the functions that the kernels stand in for
@@ -209,13 +211,13 @@ _users: dict[str, int] = {}
 _stock: dict[str, dict[str, Callable]] = {}
 
 
-def _place(module, name: str) -> tuple[object, str]:
+def _place(module: ModuleType, name: str) -> tuple[object, str]:
     """Where the function `name` or the method `Class.name` stands; the module itself where that class is gone."""
     owner, _, attribute = name.rpartition(".")
     return (getattr(module, owner, module) if owner else module), attribute
 
 
-def _differences(module, exchanged: dict[str, Callable]) -> list[str]:
+def _differences(module: ModuleType, exchanged: dict[str, Callable]) -> list[str]:
     """What this version of transformers does otherwise than the kernels expect; empty when all is well."""
     found = []
     for name, make in exchanged.items():
@@ -258,7 +260,7 @@ class NativeHandle:
         active: whether anything is in use.
     """
 
-    def __init__(self, model: torch.nn.Module, paths: list[str]):
+    def __init__(self, model: torch.nn.Module, paths: list[str]) -> None:
         self._paths = paths
         self._hooks = watch_steps(model) if paths else []
         for path in paths:
@@ -295,7 +297,8 @@ def use_native(model: torch.nn.Module) -> NativeHandle:
     Modules are called as before, so hooks on them fire as before. Nothing happens when `HF_MAMBA_PRUNE_NATIVE=0`, or
     when no part of the model is Mamba, Falcon-Mamba or Mamba-2. Works in training, under autocast, with caches, with
     attention masks and with gradient checkpointing; tensors on other devices go to the function they went to before.
-    While other processes keep the cores busy, this model's decoding steps take half of torch's threads.
+    While other processes keep the cores busy, this model's decoding steps take half of torch's threads. Where the
+    kernels are missing, the first call for a model on a CPU logs why.
 
     Args:
         model: the model, wrapped or not. The exchange holds for all models of its kind in this process.
@@ -309,6 +312,8 @@ def use_native(model: torch.nn.Module) -> NativeHandle:
     if not enabled():
         return NativeHandle(model, [])
     paths = sorted({type(module).__module__ for module in model.modules()} & EXCHANGED.keys())
+    if paths and any(weight.device.type == "cpu" for weight in model.parameters()):
+        tell_if_missing()
     fitting = []
     for path in paths:
         different = [] if _users.get(path, 0) else _differences(sys.modules[path], EXCHANGED[path])
