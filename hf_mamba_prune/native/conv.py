@@ -1,5 +1,7 @@
 """The causal depthwise convolution on the native kernels, forward and backward."""
 
+from typing import Any
+
 import torch
 from torch.autograd.function import once_differentiable
 
@@ -12,7 +14,9 @@ class _Conv(torch.autograd.Function):
     """x is time-major: (b, l, d)."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, silu: bool):
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, silu: bool
+    ) -> torch.Tensor:
         isa = active_instruction_set()
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
         kernels().conv_forward(
@@ -31,7 +35,7 @@ class _Conv(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dout):
+    def backward(ctx: Any, dout: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, bias = ctx.saved_tensors
         b, _, d = x.shape
         dx = torch.empty_like(x, memory_format=torch.contiguous_format)

@@ -1,16 +1,23 @@
 """The compiled kernels: whether they are there, which instruction set runs, and how tensors are handed over."""
 
 import importlib
+import logging
 import os
+import sys
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 from typing import Any
 
 import torch
 
-_kernels: Any
+_log = logging.getLogger(__name__)
+
+_kernels: Any = None
+_failure = ""  # what came of loading the kernels that lie beside this file
 try:
     _kernels = importlib.import_module("hf_mamba_prune.native._kernels")
-except ImportError:  # no compiler when the package was installed: the pure-torch twins run
-    _kernels = None
+except ImportError as error:  # the pure-torch twins run
+    _failure = str(error)
 
 NATIVE_VARIABLE = "HF_MAMBA_PRUNE_NATIVE"
 ISA_VARIABLE = "HF_MAMBA_PRUNE_ISA"
@@ -26,12 +33,40 @@ if _kernels is not None:
     CODES = {getattr(torch, name): code for name, code in _kernels.CODINGS.items()}
     MAX_BATCH, READABLE_BYTES = _kernels.MAX_BATCH, _kernels.READABLE_BYTES
 
+_HERE = Path(__file__).parent
+
 _forced: list[str] = []
+_told: list[bool] = []
 
 
 def built() -> bool:
     """Whether the kernels were compiled when the package was installed."""
     return _kernels is not None
+
+
+def why_missing() -> str | None:
+    """Why there are no kernels, and what to do, in one sentence; None where they are built."""
+    if built():
+        return None
+    there = sorted(path.name for path in _HERE.glob("_kernels.*") if path.suffix in (".so", ".pyd"))
+    if not there:
+        reason = "they were not built when hf-mamba-prune was installed"
+    elif not {f"_kernels{suffix}" for suffix in EXTENSION_SUFFIXES} & set(there):
+        reason = f"{', '.join(there)} was built for another Python than this, {sys.implementation.cache_tag}"
+    else:
+        reason = f"{', '.join(there)} cannot be loaded: {_failure}"
+    return (
+        f"the native kernels are missing, and plain torch, slower on a CPU, runs instead: {reason}; install the "
+        "package again where there is a C++ compiler (`pip install --force-reinstall --no-cache-dir`, or "
+        "`make setup` in a checkout)"
+    )
+
+
+def tell_if_missing() -> None:
+    """Logs once why the kernels are not there, where somebody would have used them and did not switch them off."""
+    if enabled() and not built() and not _told:
+        _told.append(True)
+        _log.warning(why_missing())
 
 
 def enabled() -> bool:
@@ -82,14 +117,14 @@ class force_instruction_set:
         ValueError: this build or machine does not have it.
     """
 
-    def __init__(self, name: str):
+    def __init__(self, name: str) -> None:
         self.name = _checked(name, "instruction set")
 
-    def __enter__(self):
+    def __enter__(self) -> "force_instruction_set":
         _forced.append(self.name)
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         _forced.pop()
 
 
@@ -102,7 +137,7 @@ def info() -> dict[str, Any]:
         "instruction_set": active_instruction_set(),
         "instruction_sets": instruction_sets(),
         "threads": torch.get_num_threads(),
-    }
+    } | ({} if built() else {"missing": why_missing()})
 
 
 def kernels() -> Any:

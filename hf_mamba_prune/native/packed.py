@@ -45,7 +45,7 @@ class PackedMatrix:
         mask: torch.Tensor | None,
         values: torch.Tensor,
         scales: torch.Tensor | None = None,
-    ):
+    ) -> None:
         rows, columns = shape
         self.shape = shape
         self.count = values.numel()

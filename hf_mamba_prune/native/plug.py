@@ -11,6 +11,8 @@ import inspect
 import sys
 import warnings
 from collections.abc import Callable
+from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -19,12 +21,17 @@ from hf_mamba_prune.models.components import Kernels
 from hf_mamba_prune.native import decode
 from hf_mamba_prune.native.checks import serves, tracks
 from hf_mamba_prune.native.conv import causal_conv1d
-from hf_mamba_prune.native.library import enabled
+from hf_mamba_prune.native.library import enabled, tell_if_missing
 from hf_mamba_prune.native.memory import give_freed_memory_back, keep_freed_memory
 from hf_mamba_prune.native.norm import norm_in_place
 from hf_mamba_prune.native.scan import chunk_scan, selective_scan
 from hf_mamba_prune.native.step_threads import watch_steps
 from hf_mamba_prune.native.time_major import steps_by_time
+
+
+def _apart(rest: dict) -> bool:
+    """Whether a call must keep sequences apart that lie in one row, which stock refuses on a CPU."""
+    return rest.get("seq_idx") is not None or rest.get("cu_seqlens") is not None
 
 
 def _convolves(tensor: torch.Tensor, activation: str | None) -> bool:
@@ -45,7 +52,7 @@ def _scan(stock: Callable) -> Callable:
         return_last_state=False,
         **rest,
     ):
-        if not serves(hidden_states):
+        if not serves(hidden_states) or _apart(rest):
             return stock(
                 hidden_states,
                 dt,
@@ -84,7 +91,7 @@ def _chunk_scan(stock: Callable) -> Callable:
         return_final_states=False,
         **rest,
     ):
-        if not serves(hidden_states):
+        if not serves(hidden_states) or _apart(rest):
             return stock(
                 hidden_states, dt, A, B, C, chunk_size, D, dt_bias, initial_states, dt_softplus, dt_limit,
                 return_final_states, **rest,
@@ -100,11 +107,22 @@ def _chunk_scan(stock: Callable) -> Callable:
 
 def _conv(stock: Callable) -> Callable:
     def causal_conv1d_fn(hidden_states, weight, bias=None, activation=None, **rest):
-        if not _convolves(hidden_states, activation) or 0 in hidden_states.shape:
+        if not _convolves(hidden_states, activation) or 0 in hidden_states.shape or _apart(rest):
             return stock(hidden_states, weight, bias, activation, **rest)
         return causal_conv1d(hidden_states, weight, bias, activation)
 
     return causal_conv1d_fn
+
+
+def _fused(stock: Callable) -> Callable:
+    """A mixer of one call for training, for GPUs: stock's own for a CPU only says that it is slow and returns None."""
+
+    def fused(projected: torch.Tensor, *arguments: Any, **named: Any) -> Any:
+        if not serves(projected) or _apart(named):
+            return stock(projected, *arguments, **named)
+        return None  # the mixer goes on to the functions that the kernels stand in for
+
+    return fused
 
 
 def _conv_update(stock: Callable) -> Callable:
@@ -146,8 +164,16 @@ def _chunk_state_update(stock: Callable) -> Callable:
 
 _CONV = {"causal_conv1d_fn": _conv, "causal_conv1d_update": _conv_update}
 _SCANS: dict[str, dict[str, Callable]] = {
-    "selective": {"mamba_selective_scan": _scan, "mamba_selective_state_update": _state_update},
-    "chunk": {"mamba2_chunk_scan": _chunk_scan, "mamba2_selective_state_update": _chunk_state_update},
+    "selective": {
+        "mamba_selective_scan": _scan,
+        "mamba_selective_state_update": _state_update,
+        "mamba_inner_fn": _fused,
+    },
+    "chunk": {
+        "mamba2_chunk_scan": _chunk_scan,
+        "mamba2_selective_state_update": _chunk_state_update,
+        "mamba2_split_conv1d_scan_combined": _fused,
+    },
 }
 
 
@@ -166,7 +192,8 @@ EXCHANGED: dict[str, dict[str, Callable]] = {
     if block.kernels is not None
 }
 
-# How the functions must look for the exchange to be right; another version of transformers may change them.
+# How the functions must look for the exchange to be right; another version of transformers may change them. What takes
+# all arguments as they come, and gives them on, may look otherwise or be gone.
 SIGNATURES: dict[Callable, str] = {
     _conv: "hidden_states weight bias activation kwargs",
     _conv_update: "hidden_states conv_state weight bias activation",
@@ -184,16 +211,18 @@ _users: dict[str, int] = {}
 _stock: dict[str, dict[str, Callable]] = {}
 
 
-def _place(module, name: str) -> tuple[object, str]:
+def _place(module: ModuleType, name: str) -> tuple[object, str]:
     """Where the function `name` or the method `Class.name` stands; the module itself where that class is gone."""
     owner, _, attribute = name.rpartition(".")
     return (getattr(module, owner, module) if owner else module), attribute
 
 
-def _differences(module, exchanged: dict[str, Callable]) -> list[str]:
+def _differences(module: ModuleType, exchanged: dict[str, Callable]) -> list[str]:
     """What this version of transformers does otherwise than the kernels expect; empty when all is well."""
     found = []
     for name, make in exchanged.items():
+        if make not in SIGNATURES:
+            continue
         owner, attribute = _place(module, name)
         function = vars(owner).get(attribute)
         if not callable(function):
@@ -211,8 +240,9 @@ def _put_in(path: str) -> None:
         _stock[path] = {}
         for name, make in EXCHANGED[path].items():
             owner, attribute = _place(module, name)
-            _stock[path][name] = vars(owner)[attribute]
-            setattr(owner, attribute, make(_stock[path][name]))
+            if attribute in vars(owner) or make in SIGNATURES:
+                _stock[path][name] = vars(owner)[attribute]
+                setattr(owner, attribute, make(_stock[path][name]))
     _users[path] = _users.get(path, 0) + 1
 
 
@@ -230,7 +260,7 @@ class NativeHandle:
         active: whether anything is in use.
     """
 
-    def __init__(self, model: torch.nn.Module, paths: list[str]):
+    def __init__(self, model: torch.nn.Module, paths: list[str]) -> None:
         self._paths = paths
         self._hooks = watch_steps(model) if paths else []
         for path in paths:
@@ -267,7 +297,8 @@ def use_native(model: torch.nn.Module) -> NativeHandle:
     Modules are called as before, so hooks on them fire as before. Nothing happens when `HF_MAMBA_PRUNE_NATIVE=0`, or
     when no part of the model is Mamba, Falcon-Mamba or Mamba-2. Works in training, under autocast, with caches, with
     attention masks and with gradient checkpointing; tensors on other devices go to the function they went to before.
-    While other processes keep the cores busy, this model's decoding steps take half of torch's threads.
+    While other processes keep the cores busy, this model's decoding steps take half of torch's threads. Where the
+    kernels are missing, the first call for a model on a CPU logs why.
 
     Args:
         model: the model, wrapped or not. The exchange holds for all models of its kind in this process.
@@ -281,6 +312,8 @@ def use_native(model: torch.nn.Module) -> NativeHandle:
     if not enabled():
         return NativeHandle(model, [])
     paths = sorted({type(module).__module__ for module in model.modules()} & EXCHANGED.keys())
+    if paths and any(weight.device.type == "cpu" for weight in model.parameters()):
+        tell_if_missing()
     fitting = []
     for path in paths:
         different = [] if _users.get(path, 0) else _differences(sys.modules[path], EXCHANGED[path])

@@ -1,6 +1,6 @@
 """The selective scan of Mamba and Mamba-2 on the native kernels, forward and backward."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -14,7 +14,21 @@ class _Scan(torch.autograd.Function):
     """Inputs are time-major: u and z (b, l, d), delta (b, l, d or heads), B and C (b, l, groups * n)."""
 
     @staticmethod
-    def forward(ctx, u, delta, A, B, C, D, z, bias, initial, shape, differentiable: bool, want_last: bool):
+    def forward(
+        ctx: Any,
+        u: torch.Tensor,
+        delta: torch.Tensor,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        C: torch.Tensor,
+        D: torch.Tensor | None,
+        z: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        initial: torch.Tensor | None,
+        shape: Any,
+        differentiable: bool,
+        want_last: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         isa, native = active_instruction_set(), kernels()
         b, d, n = shape.batch, shape.channels, shape.states
         out = u.new_empty(b, shape.length, d)
@@ -37,7 +51,7 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dout, dlast):
+    def backward(ctx: Any, dout: torch.Tensor | None, dlast: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         *tensors, checkpoints = ctx.saved_tensors
         delta, bias = tensors[1], tensors[7]
         shape = ctx.shape
@@ -69,7 +83,9 @@ class _Scan(torch.autograd.Function):
         )  # fmt: skip
 
 
-def _inputs(shape: Any, u, delta, z, B, C, A, D, bias, initial) -> Any:
+def _inputs(shape: Any, *tensors: torch.Tensor | None) -> Any:
+    """What the kernels read: u, delta, z, B, C, A, D, bias and the initial state."""
+    u, delta, z, B, C, A, D, bias, initial = tensors
     return kernels().ScanInputs(
         shape=shape,
         u=strided(u),
@@ -123,17 +139,16 @@ def _activation(tensor: torch.Tensor | None) -> torch.Tensor | None:
     return tensor.float()
 
 
-def _run(u, delta, A, B, C, D, z, bias, initial, shape: Any, want_last: bool):
-    activations = [_activation(x) for x in (u, delta, B, C, z)]
-    parameters = [_parameter(x) for x in (A, D, bias, initial)]
-    tensors = [x for x in (*activations, *parameters) if x is not None]
-    differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    u_in, delta_in, B_in, C_in, z_in = activations
-    A_in, D_in, bias_in, initial_in = parameters
-    out, last = _Scan.apply(
-        u_in, delta_in, A_in, B_in, C_in, D_in, z_in, bias_in, initial_in, shape, differentiable, want_last
-    )
-    return out.to(u.dtype), last
+_ACTIVATIONS = ("u", "delta", "B", "C", "z")
+
+
+def _run(shape: Any, want_last: bool, **tensors: torch.Tensor | None) -> tuple[torch.Tensor, Any]:
+    """The scan of tensors by their names, in the order of time."""
+    held = {name: (_activation if name in _ACTIVATIONS else _parameter)(x) for name, x in tensors.items()}
+    differentiable = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in held.values())
+    names = ("u", "delta", "A", "B", "C", "D", "z", "bias", "initial")
+    out, last = _Scan.apply(*(held.get(name) for name in names), shape, differentiable, want_last)
+    return out.to(cast(torch.Tensor, tensors["u"]).dtype), last
 
 
 def selective_scan(
@@ -148,7 +163,7 @@ def selective_scan(
     delta_softplus: bool = False,
     initial_state: torch.Tensor | None = None,
     return_last_state: bool = False,
-):
+) -> Any:
     """h = exp(dt A) h + dt u B, out = (C h + D u) silu(z) with dt = softplus(delta + delta_bias) (Mamba, 2312.00752).
 
     Any strides are read in place; transposed views of (b, l, d_inner) memory, as transformers passes them, are the
@@ -185,7 +200,8 @@ def selective_scan(
     )
     u, delta, B, C = (x.transpose(1, 2) for x in (u, delta, B, C))
     z = None if z is None else z.transpose(1, 2)
-    out, last = _run(u, delta, A, B, C, D, z, delta_bias, initial_state, shape, return_last_state)
+    inputs = dict(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, bias=delta_bias, initial=initial_state)
+    out, last = _run(shape, return_last_state, **inputs)
     out = out.transpose(1, 2)
     return (out, last) if return_last_state else out
 
@@ -202,7 +218,7 @@ def chunk_scan(
     dt_limit: tuple[float, float] = (0.0, float("inf")),
     initial_states: torch.Tensor | None = None,
     return_final_states: bool = False,
-):
+) -> Any:
     """The scan of Mamba-2 (2405.21060): one step and one decay a head, B and C shared by the heads of a group.
 
     Args:
@@ -238,8 +254,7 @@ def chunk_scan(
         step_max=float(limits[1]),
     )
     initial = None if initial_states is None else initial_states.flatten(1, 2)
-    out, last = _run(
-        x.flatten(2), dt, A, B.flatten(2), C.flatten(2), D, None, dt_bias, initial, shape, return_final_states
-    )
+    inputs = dict(delta=dt, A=A, B=B.flatten(2), C=C.flatten(2), D=D, bias=dt_bias, initial=initial)
+    out, last = _run(shape, return_final_states, u=x.flatten(2), **inputs)
     out = out.view(x.shape)
     return (out, last.view(b, heads, head_dim, n)) if return_final_states else out

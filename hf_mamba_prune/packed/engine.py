@@ -29,7 +29,7 @@ class TokenEngine:
         model: a packed causal language model whose weights will not move any more.
     """
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any) -> None:
         config: Any = model.config
         backbone: Any = model.base_model
         self._mamba2 = config.packed_type == "mamba2"

@@ -23,7 +23,7 @@ from transformers import (
 from transformers.cache_utils import Cache
 from transformers.models.mamba.modeling_mamba import MambaCausalLMOutput
 
-from hf_mamba_prune.native.library import active_instruction_set, available
+from hf_mamba_prune.native.library import active_instruction_set, available, tell_if_missing
 from hf_mamba_prune.native.packed import PackedMatrix, settle
 from hf_mamba_prune.native.plug import use_native
 from hf_mamba_prune.packed.config import (
@@ -256,6 +256,7 @@ def _worth_keeping_packed() -> bool:
     """Measured: the portable kernels, and the twins, are slower than torch's products of dense weights."""
     if available() and active_instruction_set() not in ("portable", "neon"):
         return True
+    tell_if_missing()
     _log.warning(
         "packed weights are unpacked here: without AVX2 or AVX-512 kernels they would run slower than dense ones "
         "(unpack=False keeps them packed)"

@@ -39,7 +39,7 @@ class PackedLinear(nn.Module):
         bias: (out,), or None.
     """
 
-    def __init__(self, matrix: PackedMatrix, bias: torch.Tensor | None = None):
+    def __init__(self, matrix: PackedMatrix, bias: torch.Tensor | None = None) -> None:
         super().__init__()
         self.matrix = matrix
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
@@ -88,7 +88,7 @@ class PackedLinear(nn.Module):
 class PackedEmbedding(nn.Module):
     """`nn.Embedding` from a packed weight (vocabulary, d_model)."""
 
-    def __init__(self, matrix: PackedMatrix):
+    def __init__(self, matrix: PackedMatrix) -> None:
         super().__init__()
         self.matrix = matrix
         self.num_embeddings, self.embedding_dim = matrix.shape

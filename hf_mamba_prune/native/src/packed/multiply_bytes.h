@@ -16,6 +16,24 @@ HMP_INLINE void add_lanes(Floats (*parts)[kBand], float* sums) {
 
 #if HMP_WIDE
 
+// The next 64 weights of a row that has `left` of them; the places in it move on.
+template <bool Dense>
+HMP_INLINE __m512i bytes_of_row(const char*& values, const uint64_t*& masks, int64_t left) {
+  __m512i found;
+  if constexpr (Dense) {
+    const uint64_t held = left >= 64 ? ~uint64_t{0} : (uint64_t{1} << left) - 1;
+    found = _mm512_maskz_loadu_epi8(held, values);
+    values += smaller(left, 64);
+    (void)masks;
+  } else {
+    const uint64_t bits = *masks++;
+    found = _mm512_maskz_expand_epi8(bits, _mm512_loadu_si512(values));
+    values += _mm_popcnt_u64(bits);
+  }
+  fetch_ahead(values);
+  return found;
+}
+
 // `Rows` rows at once, neighbours: they share what is read of the vectors. All loops over rows are unrolled, or the
 // places that they have come to would live in memory.
 template <bool Dense, int Batch, int Rows>
@@ -48,17 +66,7 @@ HMP_INLINE void rows_by_bytes(const PackedMatrix& m, const Vectors& v, int64_t f
 #pragma GCC unroll 2
       for (int r = 0; r < Rows; ++r) {
         w[r] = bias;
-        if (left <= 0) continue;
-        if constexpr (Dense) {
-          const uint64_t held = left >= 64 ? ~uint64_t{0} : (uint64_t{1} << left) - 1;
-          w[r] = _mm512_xor_si512(_mm512_maskz_loadu_epi8(held, values[r]), bias);
-          values[r] += smaller(left, 64);
-        } else {
-          const uint64_t bits = *masks[r]++;
-          w[r] = _mm512_xor_si512(_mm512_maskz_expand_epi8(bits, _mm512_loadu_si512(values[r])), bias);
-          values[r] += _mm_popcnt_u64(bits);
-        }
-        fetch_ahead(values[r]);
+        if (left > 0) w[r] = _mm512_xor_si512(bytes_of_row<Dense>(values[r], masks[r], left), bias);
       }
 #pragma GCC unroll 8
       for (int b = 0; b < Batch; ++b) {
