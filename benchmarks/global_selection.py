@@ -49,7 +49,14 @@ def ours(model: nn.Module) -> None:
     """Budget, masks and zeros through the code of the command."""
     config = PruningConfig(SPARSITY, score="magnitude", ceiling=1.0)
     targets = [
-        Target(f"{name}.weight", name.rsplit(".", 1)[-1], int(name.split(".")[0]), "linear", None, m.weight.shape)
+        Target(
+            name=f"{name}.weight",
+            component=name.rsplit(".", 1)[-1],
+            layer=int(name.split(".")[0]),
+            kind="linear",
+            tap=None,
+            shape=m.weight.shape,
+        )
         for name, m in model.named_modules()
         if isinstance(m, nn.Linear)
     ]

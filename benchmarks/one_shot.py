@@ -55,7 +55,10 @@ def main() -> None:
     calibration = read_text(str(source), "train")
     texts = ["wikitext/wiki.test.raw"] + (["calibration/c4.txt"] if arguments.second else [])
     evaluation = Evaluation(
-        tuple(read_text(str(DATA / text), "test") for text in texts), 2048, None, arguments.windows
+        texts=tuple(read_text(str(DATA / text), "test") for text in texts),
+        window=2048,
+        stride=None,
+        max_windows=arguments.windows,
     )
     dense = {name: value.clone() for name, value in model.state_dict().items()}
     with use_native(model):

@@ -98,7 +98,9 @@ def perplexities(loaded: LoadedModel, texts: Sequence[str]) -> list[float]:
     """Of the model as it is, on each text."""
     sources = tuple(read_text(str(DATA / "wikitext" / text), "test") for text in texts)
     with use_native(loaded.model):
-        return [result.perplexity for result in Evaluation(sources, 2048).run(loaded.model, loaded.tokenizer)]
+        return [
+            result.perplexity for result in Evaluation(texts=sources, window=2048).run(loaded.model, loaded.tokenizer)
+        ]
 
 
 def measure(run: Run, loaded: LoadedModel, teacher: PreTrainedModel | None, texts: Sequence[str]) -> list[dict]:
@@ -118,7 +120,7 @@ def measure(run: Run, loaded: LoadedModel, teacher: PreTrainedModel | None, text
         if training:
             unseen = np.load(DATA.parent / "models" / "mamba-wiki-3m-unseen.npz")["tokens"].astype(np.int64)
             order = torch.randperm(len(unseen), generator=torch.Generator().manual_seed(run.seed))
-            recovery = Recovery(TextSource("unseen", ()), steps=run.steps, learning_rate=run.rate, **training)
+            recovery = Recovery(text=TextSource("unseen", ()), steps=run.steps, learning_rate=run.rate, **training)
             seen = torch.from_numpy(unseen)[order[: run.steps * recovery.batch_size]]
             recover(model, seen, config, recovery, teacher if recovery.distill else None)
     minutes = (time.perf_counter() - started) / 60

@@ -52,7 +52,7 @@ def main() -> None:
     loaded = load_model(arguments.model, device="cpu")
     model, tokenizer = loaded.model, loaded.tokenizer
     text = read_text(str(DATA / "wikitext" / "wiki.test.raw"), "test")
-    evaluation = Evaluation((text,), max_windows=arguments.windows)
+    evaluation = Evaluation(texts=(text,), max_windows=arguments.windows)
     calibration = read_text(str(DATA / "text" / "enwiki.txt.xz"), "train")
     sequences = sample_sequences(calibration, tokenizer, arguments.samples, 512, seed=0)
     dense = {name: p.detach().clone() for name, p in model.named_parameters()}

@@ -16,7 +16,7 @@ Item = TypeVar("Item")
 _silent = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Progress:
     """One remark of a run.
 
@@ -50,7 +50,7 @@ def follow(listener: Listener) -> Iterator[None]:
 def tell(stage: str, done: int = 0, total: int | None = None, **values: float) -> None:
     """Make a remark."""
     for listener in _listeners:
-        listener(Progress(stage, done, total, values))
+        listener(Progress(stage=stage, done=done, total=total, values=values))
 
 
 def silence(silent: bool = True) -> None:

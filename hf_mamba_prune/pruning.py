@@ -247,9 +247,11 @@ def _prune_in_steps(
                 own.fade(_REMEMBERED)
             if score.needs:
                 seen = part_of_step(drawn, step, config.steps, SCORE_PARTS, config.seed)
-                statistics = calibrate(model, targets, seen, score.needs, config.batch_size, bf16, statistics)
+                statistics = calibrate(
+                    model, targets, seen, score.needs, config.batch_size, bf16=bf16, start=statistics
+                )
             if config.allocation == "sensitivity" and step == 1:
-                curves = measure_curves(model, targets, score, statistics, drawn, config)
+                curves = measure_curves(model, targets, score, statistics, sequences=drawn, config=config)
         with meter.step("mask"):
             scores_of = scores_of_model(model, score, statistics)
             budget = allocate(targets, scores_of, config, sparsity, curves)
@@ -258,7 +260,15 @@ def _prune_in_steps(
         if config.reconstruct:
             with meter.step("reconstruct"):
                 seen = part_of_step(drawn, step, config.steps, REPAIR_PARTS, config.seed)
-                repairs = repair(MemoryBlocks(model), targets, mask_of, dense, seen, config.damping, bf16)
+                repairs = repair(
+                    MemoryBlocks(model),
+                    targets,
+                    mask_of,
+                    dense=dense,
+                    sequences=seen,
+                    damping=config.damping,
+                    bf16=bf16,
+                )
         tell("prune", step, config.steps, sparsity=sparsity)
     return budget, repairs
 
@@ -303,4 +313,4 @@ def reads_calibration(config: PruningConfig, gradual: bool = False) -> bool:
 def _calibration_facts(name: str, sequences: torch.Tensor) -> CalibrationFacts:
     digest = hashlib.sha256(sequences.numpy().tobytes()).hexdigest()
     samples, length = sequences.shape
-    return CalibrationFacts(name, samples, length, digest)
+    return CalibrationFacts(source=name, samples=samples, length=length, tokens_sha256=digest)

@@ -10,7 +10,7 @@ from hf_mamba_prune.config import closest
 _NONE: MappingProxyType = MappingProxyType({})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """What a name stands for.
 
@@ -40,13 +40,15 @@ class Recipe:
 
 
 RECIPES = {
-    "quick": Recipe(_NONE, MappingProxyType({"steps": 0})),
+    "quick": Recipe(config=_NONE, training=MappingProxyType({"steps": 0})),
     # Distillation alone never passes the dense model; with a share of the text's own loss 500 steps do, up to 60 %.
-    "standard": Recipe(MappingProxyType({"ce_weight": 0.5}), MappingProxyType({"steps": 500, "distill": True})),
+    "standard": Recipe(
+        config=MappingProxyType({"ce_weight": 0.5}), training=MappingProxyType({"steps": 500, "distill": True})
+    ),
     "paper": Recipe(
-        MappingProxyType({"score": "gradient-magnitude", "reconstruct": False}),
-        MappingProxyType({"steps": 500, "distill": False, "gradual": True}),
-        1,
+        config=MappingProxyType({"score": "gradient-magnitude", "reconstruct": False}),
+        training=MappingProxyType({"steps": 500, "distill": False, "gradual": True}),
+        least_steps=1,
     ),
 }
 

@@ -11,7 +11,7 @@ REPORT_NAME = "report.json"
 FORMAT_VERSION = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LanguageMetrics:
     """Quality on one text.
 
@@ -38,7 +38,7 @@ class LanguageMetrics:
     tokens_per_second: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelFacts:
     """Which model was pruned.
 
@@ -71,7 +71,7 @@ class ModelFacts:
     pipeline: str = "text-generation"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Count:
     """Zeros among some weights.
 
@@ -95,7 +95,7 @@ class Count:
         return self.zeros / self.weights if self.weights else 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SparsityFacts:
     """What was asked for and what came of it.
 
@@ -118,7 +118,7 @@ class SparsityFacts:
     at_ceiling: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CalibrationFacts:
     """Which data the scores were measured on; `tokens_sha256` is the hash of the token ids."""
 
@@ -128,7 +128,7 @@ class CalibrationFacts:
     tokens_sha256: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RepairFacts:
     """What reconstruction did for one weight.
 
@@ -145,7 +145,7 @@ class RepairFacts:
     iterations: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RecoveryFacts:
     """How the model was trained after pruning, or while it was pruned.
 
@@ -170,7 +170,7 @@ class RecoveryFacts:
     last_loss: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TaskMetrics:
     """One metric of a model on one task.
 
@@ -191,7 +191,7 @@ class TaskMetrics:
     higher_is_better: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SpeedFacts:
     """What a model costs to run on the CPU that the report names.
 
@@ -220,7 +220,7 @@ class SpeedFacts:
     decode_tokens_per_second: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StepCost:
     """Wall-clock seconds of one step and the highest resident memory of the process during it, in bytes."""
 
@@ -229,7 +229,7 @@ class StepCost:
     peak_bytes: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PruningReport:
     """Everything about one run, as `report.json` holds it.
 

@@ -133,7 +133,7 @@ class Handlers:
             name = name.strip() or result.arguments[0].name
             if not _NAME.fullmatch(name) or ".." in name or "--" in name:
                 raise Refusal("That is no name of a repository: letters, digits, '-', '_' and '.' only.")
-            choice = PushChoice(f"{profile.username}/{name}", bool(private), bool(proposal))
+            choice = PushChoice(repo=f"{profile.username}/{name}", private=bool(private), create_pr=bool(proposal))
             arguments = result.folder / "model", choice
             job = self._service.submit(visitor_of(request), push, *arguments, secret=token.token, heavy=False)
         except Refusal as refusal:

@@ -21,7 +21,7 @@ def test_a_pruning_tells_its_sparsity_loss_and_perplexity(mamba, tokenizer):
     heard = []
     with follow(heard.append):
         config = PruningConfig(0.6, steps=3, calibration_samples=2, calibration_length=12)
-        report = prune(mamba, tokenizer, config, text, Evaluation((text,), window=32, max_windows=2))
+        report = prune(mamba, tokenizer, config, text, Evaluation(texts=(text,), window=32, max_windows=2))
     values = {name: [s.values[name] for s in heard if name in s.values] for name in ("sparsity", "loss", "perplexity")}
     assert len(values["sparsity"]) == 3 and values["sparsity"] == sorted(values["sparsity"])
     assert values["sparsity"][-1] == 0.6

@@ -172,7 +172,7 @@ def test_every_component_can_be_pruned(model):
 
 def test_the_report_says_what_the_model_holds(model, tokenizer, tmp_path):
     with_zeros(model)
-    dense_hash, evaluation = weights_sha256(model), Evaluation((TEXT,), 64, max_windows=2)
+    dense_hash, evaluation = weights_sha256(model), Evaluation(texts=(TEXT,), window=64, max_windows=2)
     zeros_before = {
         target.name: int(z.sum()) for target, z in zip(find_targets(model), zeros_of(model).values(), strict=True)
     }

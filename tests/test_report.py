@@ -19,23 +19,47 @@ from hf_mamba_prune.report import (
     StepCost,
 )
 
-METRICS = LanguageMetrics("wikitext", 20.0, 0.9, 40.0, 1000, 2048, 2048, "float32", 88.5)
+METRICS = LanguageMetrics(
+    text="wikitext",
+    perplexity=20.0,
+    bits_per_byte=0.9,
+    word_perplexity=40.0,
+    tokens=1000,
+    window=2048,
+    stride=2048,
+    dtype="float32",
+    tokens_per_second=88.5,
+)
 REPORT = PruningReport(
     config=PruningConfig(component_sparsity={"out_proj": 0.4}, components=("in_proj", "out_proj")).to_dict(),
-    model=ModelFacts("alice/model", "a" * 40, "mamba", 1000, 2, "bfloat16", "b" * 64),
+    model=ModelFacts(
+        id="alice/model",
+        revision="a" * 40,
+        model_type="mamba",
+        parameters=1000,
+        layers=2,
+        dtype="bfloat16",
+        weights_sha256="b" * 64,
+    ),
     sparsity=SparsityFacts(
         asked=0.5,
         masked=300,
-        prunable=Count("prunable weights", None, 600, 10, 305),
-        model=Count("model", None, 1000, 12, 307),
-        components=(Count("in_proj", None, 400, 10, 205), Count("in_proj.x", None, 200, 0, 100)),
-        targets=(Count("layers.0.in_proj.weight", 0, 400, 10, 205), Count("embeddings.weight", None, 0, 0, 0)),
+        prunable=Count(name="prunable weights", layer=None, weights=600, zeros_before=10, zeros=305),
+        model=Count(name="model", layer=None, weights=1000, zeros_before=12, zeros=307),
+        components=(
+            Count(name="in_proj", layer=None, weights=400, zeros_before=10, zeros=205),
+            Count(name="in_proj.x", layer=None, weights=200, zeros_before=0, zeros=100),
+        ),
+        targets=(
+            Count(name="layers.0.in_proj.weight", layer=0, weights=400, zeros_before=10, zeros=205),
+            Count(name="embeddings.weight", layer=None, weights=0, zeros_before=0, zeros=0),
+        ),
         at_ceiling=("layers.0.in_proj.weight",),
     ),
-    calibration=CalibrationFacts("text.txt", 8, 32, "c" * 64),
+    calibration=CalibrationFacts(source="text.txt", samples=8, length=32, tokens_sha256="c" * 64),
     before=(METRICS,),
     after=(dataclasses.replace(METRICS, perplexity=25.0),),
-    costs=(StepCost("calibrate", 1.5, 1 << 30),),
+    costs=(StepCost(step="calibrate", seconds=1.5, peak_bytes=1 << 30),),
     versions={"python": "3.11"},
     hardware={"cores": 2, "device": "cpu"},
     command="hf-mamba-prune alice/model",

@@ -36,7 +36,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="these sparsities")
     parser.add_argument("--windows", type=int, default=None)
     arguments = parser.parse_args()
-    evaluation = Evaluation((read_text(arguments.text, "test"),), 2048, None, arguments.windows)
+    evaluation = Evaluation(
+        texts=(read_text(arguments.text, "test"),), window=2048, stride=None, max_windows=arguments.windows
+    )
     base, _ = measure(arguments.model, evaluation)
     print(f"dense {base:.2f}\n\n| method | asked | zeros in all four projections | perplexity | x dense | runs |")
     print("|---|---|---|---|---|---|", flush=True)

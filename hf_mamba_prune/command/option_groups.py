@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hf_mamba_prune.command import options as o
 from hf_mamba_prune.command.options import DEFAULT
@@ -92,22 +93,26 @@ class PruningOptions:
         recipe = dict(find_recipe(self.recipe).config)
         recipe |= {"score": self.score} if self.score else {}
         recipe |= {"reconstruct": False} if self.no_reconstruct else {}
+        # None leaves a default to the config, which depends on its other fields.
+        given: dict[str, Any] = {
+            "sparsity": self.sparsity,
+            "allocation": self.allocation,
+            "ceiling": self.ceiling,
+            "steps": self.steps,
+        }
         return PruningConfig(
-            sparsity=self.sparsity,
             pattern=self.pattern,
-            allocation=self.allocation,
             alpha=self.alpha,
             gradient=self.gradient,
-            ceiling=self.ceiling,
             components=o.parse_names(self.components),
             component_sparsity=o.parse_shares(self.component_sparsity),
             schedule=self.schedule,
-            steps=self.steps,
             damping=self.damping,
             calibration_samples=data.calibration_samples,
             calibration_length=data.calibration_length,
             batch_size=self.batch_size,
             seed=data.seed,
+            **given,
             **recipe,
         )
 

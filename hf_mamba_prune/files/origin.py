@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -55,7 +56,7 @@ def model_facts(model: PreTrainedModel, origin: Origin) -> ModelFacts:
     )
 
 
-def _use(name: str) -> dict[str, str]:
+def _use(name: str) -> dict[str, Any]:
     for end, (auto_class, pipeline) in _HEADS.items():
         if name.endswith(end):
             return {"auto_class": auto_class, "pipeline": pipeline}

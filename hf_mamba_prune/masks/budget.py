@@ -12,7 +12,7 @@ from hf_mamba_prune.models.shards import WHOLE, Shard
 from hf_mamba_prune.models.targets import Target
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Budget:
     """How many weights of each slot go.
 
@@ -98,14 +98,15 @@ def allocate(
     total = total_to_prune(targets, config, sparsity)
     slots = make_slots(targets, config)
     if config.n_of_m is not None:
-        return Budget(slots, tuple(_pattern_count(slot, *config.n_of_m) for slot in slots))
+        return Budget(slots=slots, counts=tuple(_pattern_count(slot, *config.n_of_m) for slot in slots))
     chosen = _fixed_counts(slots, config, sparsity, lambda own: weights_gone(own, scores_of, shard))
     free = [slot for slot in slots if slot.name not in chosen]
     rest = total - sum(chosen.values())
     divide_over = ALLOCATIONS[config.allocation]
-    counts, bound = divide_over(free, rest, scores_of, config, {} if curves is None else curves, shard)
+    measured = {} if curves is None else curves
+    counts, bound = divide_over(free, rest, scores_of, config, curves=measured, shard=shard)
     chosen |= {slot.name: count for slot, count in zip(free, counts, strict=True)}
-    return Budget(slots, tuple(chosen[slot.name] for slot in slots), tuple(bound))
+    return Budget(slots=slots, counts=tuple(chosen[slot.name] for slot in slots), at_ceiling=tuple(bound))
 
 
 def _fixed_counts(

@@ -42,7 +42,7 @@ GRADIENT_TERMS: dict[Need, Callable[[torch.Tensor], torch.Tensor]] = {
 INPUT_NEEDS = frozenset({Need.INPUT_SQUARE, Need.INPUT_PRODUCT})
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TargetStatistics:
     """The sums of one target.
 

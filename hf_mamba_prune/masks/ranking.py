@@ -50,7 +50,7 @@ def tie_order(positions: torch.Tensor, name: str, seed: int) -> torch.Tensor:
     return _shift(x ^ _shift(x, 31), 64 - _HASH_BITS)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Threshold:
     """Which scores go: keys below `key`, and of those at `key` the ones whose order is below `order`.
 
@@ -82,7 +82,7 @@ def lowest(visit: Visit, count: int, total: int, seed: int, shard: Shard = WHOLE
     if count > total:
         raise ValueError(f"{count} scores were asked for, but there are only {total}.")
     if count == 0:
-        return Threshold(0, 0, 0, seed)
+        return Threshold(key=0, order=0, at_order=0, seed=seed)
 
     def keys(prefix: int, done: int, bits: int) -> Iterable[torch.Tensor]:
         return map(lambda pair: native.radix_histogram(pair[1].flatten(), prefix, done, bits), visit())
@@ -94,11 +94,13 @@ def lowest(visit: Visit, count: int, total: int, seed: int, shard: Shard = WHOLE
     else:
         key, rest, equal = _descend(keys, (16, 16), count, shard)
     if rest == equal:  # all of them go: there is nothing to decide
-        return Threshold(key, 1 << _HASH_BITS, 0, seed)
+        return Threshold(key=key, order=1 << _HASH_BITS, at_order=0, seed=seed)
     if near:
         found = torch.cat([tie_order(positions, name, seed) for name, positions in ties]).sort().values
         order = int(found[rest - 1])
-        return Threshold(key, order, rest - int(torch.searchsorted(found, order)), seed, dict(ties))
+        return Threshold(
+            key=key, order=order, at_order=rest - int(torch.searchsorted(found, order)), seed=seed, ties=dict(ties)
+        )
 
     def orders(prefix: int, done: int, bits: int) -> Iterator[torch.Tensor]:
         for name, scores in visit():
@@ -109,7 +111,7 @@ def lowest(visit: Visit, count: int, total: int, seed: int, shard: Shard = WHOLE
                 yield torch.bincount(bins, minlength=1 << bits)
 
     order, rest, _ = _descend(orders, (20, 20, 20), rest, shard)
-    return Threshold(key, order, rest, seed)
+    return Threshold(key=key, order=order, at_order=rest, seed=seed)
 
 
 def _ties(flat: torch.Tensor, key: int) -> Iterator[torch.Tensor]:

@@ -11,7 +11,7 @@ from hf_mamba_prune.config import PruningConfig, closest
 from hf_mamba_prune.models.targets import Target
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Slot:
     """What gets a number of its own: a target, or some of its output rows when the user set a part's sparsity."""
 
@@ -23,7 +23,7 @@ class Slot:
     @classmethod
     def whole(cls, target: Target) -> Slot:
         """All rows of a target."""
-        return cls(target, target.component, 0, target.shape[0])
+        return cls(target=target, component=target.component, start=0, stop=target.shape[0])
 
     @property
     def name(self) -> str:
@@ -53,7 +53,9 @@ def make_slots(targets: Sequence[Target], config: PruningConfig) -> tuple[Slot, 
         if any(part in named for part, _, _ in target.parts):
             if target.component in named:
                 raise ValueError(f"component_sparsity names {target.component!r} and also a part of it: choose one.")
-            slots += [Slot(target, part, start, stop) for part, start, stop in target.parts]
+            slots += [
+                Slot(target=target, component=part, start=start, stop=stop) for part, start, stop in target.parts
+            ]
         else:
             slots.append(Slot.whole(target))
     return tuple(slots)

@@ -49,7 +49,7 @@ def target_mask(
             counts = divide(count, [own.shape[1]] * (slot.stop - slot.start))[first : first + len(own)]
             pieces.append(row_mask(own, counts, slot.name, config.seed, first))
         else:
-            pieces.append(tensor_mask(own, count, slot.name, config.seed, slot.size, shard))
+            pieces.append(tensor_mask(own, count, slot.name, config.seed, size=slot.size, shard=shard))
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 

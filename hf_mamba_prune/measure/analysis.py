@@ -29,7 +29,7 @@ _ENDED = 20.0
 """A_log of a state that remembers nothing: exp(-dt * exp(20)) is 0 for every step above 1e-7."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Curve:
     """What pruning one thing alone costs.
 
@@ -44,7 +44,7 @@ class Curve:
     rises: tuple[float, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Together:
     """All default components pruned uniformly at once.
 
@@ -59,7 +59,7 @@ class Together:
     decays: tuple[Decay, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Analysis:
     """Everything that was measured.
 
@@ -129,7 +129,7 @@ def analyze(
     prober = Prober(model, score, statistics, config.seed, loss)
 
     def curve(name: str, slots: Sequence[Slot]) -> Curve:
-        return Curve(name, sum(slot.size for slot in slots), prober.rises(slots, levels))
+        return Curve(name=name, weights=sum(slot.size for slot in slots), rises=prober.rises(slots, levels))
 
     by_component = _by_component(targets)
     components = [curve(name, slots) for name, slots in track(by_component.items(), "components", "curve")]
@@ -142,9 +142,17 @@ def analyze(
     together = []
     for level in track((0.0, *levels), "together", "level"):
         with prober.masked(slots, level):
-            together.append(Together(level, prober.rise(), measure_decay(model, sequences[:CURVE_SEQUENCES])))
-    found = (tuple(components), tuple(blocks), tuple(together))
-    return Analysis(evaluation.texts[0].name, prober.dense_loss, tuple(levels), *found)
+            together.append(
+                Together(level=level, rise=prober.rise(), decays=measure_decay(model, sequences[:CURVE_SEQUENCES]))
+            )
+    return Analysis(
+        text=evaluation.texts[0].name,
+        dense_loss=prober.dense_loss,
+        levels=tuple(levels),
+        components=tuple(components),
+        blocks=tuple(blocks),
+        together=tuple(together),
+    )
 
 
 def _by_component(targets: Sequence[Target]) -> dict[str, list[Slot]]:
@@ -153,7 +161,7 @@ def _by_component(targets: Sequence[Target]) -> dict[str, list[Slot]]:
     for target in targets:
         slots.setdefault(target.component, []).append(Slot.whole(target))
         for part, start, stop in target.parts:
-            slots.setdefault(part, []).append(Slot(target, part, start, stop))
+            slots.setdefault(part, []).append(Slot(target=target, component=part, start=start, stop=stop))
     return slots
 
 
@@ -172,4 +180,4 @@ def _state_curves(model: PreTrainedModel, prober: Prober, levels: Sequence[float
 
     known = [own.name for own in components_of(model) if own.kind == "state"]
     size = sum(state.numel() for state in states)
-    return [Curve(name, size, prober.rises_of(end, states, levels)) for name in known]
+    return [Curve(name=name, weights=size, rises=prober.rises_of(end, states, levels)) for name in known]

@@ -30,19 +30,26 @@ class ZeroCounter:
             at_ceiling: tensors that it held at their ceiling.
         """
         before, after = self._before, self._count(model)
-        targets = tuple(Count(t.name, t.layer, t.size, sum(before[t.name]), sum(after[t.name])) for t in self._targets)
+        targets = tuple(
+            Count(
+                name=t.name, layer=t.layer, weights=t.size, zeros_before=sum(before[t.name]), zeros=sum(after[t.name])
+            )
+            for t in self._targets
+        )
         model_weights = sum(p.numel() for p in model.parameters())
         return SparsityFacts(
             asked=asked,
             masked=masked,
             prunable=Count(
-                "prunable weights",
-                None,
-                sum(c.weights for c in targets),
-                sum(c.zeros_before for c in targets),
-                sum(c.zeros for c in targets),
+                name="prunable weights",
+                layer=None,
+                weights=sum(c.weights for c in targets),
+                zeros_before=sum(c.zeros_before for c in targets),
+                zeros=sum(c.zeros for c in targets),
             ),
-            model=Count("model", None, model_weights, before[""][0], after[""][0]),
+            model=Count(
+                name="model", layer=None, weights=model_weights, zeros_before=before[""][0], zeros=after[""][0]
+            ),
             components=self._components(before, after),
             targets=targets,
             at_ceiling=at_ceiling,
@@ -68,7 +75,10 @@ class ZeroCounter:
                     total[0] += (stop - start) * target.shape[1]
                     total[1] += before[target.name][i]
                     total[2] += after[target.name][i]
-        return tuple(Count(name, None, *total) for name, total in sums.items())
+        return tuple(
+            Count(name=name, layer=None, weights=weights, zeros_before=was, zeros=now)
+            for name, (weights, was, now) in sums.items()
+        )
 
 
 def _ranges(target: Target) -> tuple[tuple[str, int, int], ...]:

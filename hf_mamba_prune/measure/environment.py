@@ -66,7 +66,9 @@ class CostMeter:
     @property
     def costs(self) -> tuple[StepCost, ...]:
         """The steps so far, in order; a step that ran several times is summed, its peak is the highest."""
-        return tuple(StepCost(name, seconds, peak) for name, (seconds, peak) in self._costs.items())
+        return tuple(
+            StepCost(step=name, seconds=seconds, peak_bytes=peak) for name, (seconds, peak) in self._costs.items()
+        )
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:

@@ -21,7 +21,7 @@ from hf_mamba_prune.models.model_config import config_of
 from hf_mamba_prune.models.targets import block_prefix
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Decay:
     """|exp(dt A)| in one block, over all tokens, channels (or heads) and states.
 
@@ -56,7 +56,9 @@ def measure_decay(model: PreTrainedModel, sequences: torch.Tensor) -> tuple[Deca
             stack.enter_context(observe(model, replace(tap, module=prefix + tap.module), watchers[layer]))
         for ids in sequences.to(model.device).split(1):
             model.base_model(input_ids=ids, use_cache=False)
-    return tuple(Decay(layer, own.largest, own.total / own.count) for layer, own in watchers.items())
+    return tuple(
+        Decay(layer=layer, largest=own.largest, mean=own.total / own.count) for layer, own in watchers.items()
+    )
 
 
 class _Watcher:

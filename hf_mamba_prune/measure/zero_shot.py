@@ -47,7 +47,7 @@ _CHOICE = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ZeroShot:
     """What a model is asked without examples.
 
@@ -199,4 +199,11 @@ def _metrics(task: str, name: str, value: float, found: dict) -> TaskMetrics:
     error = math.sqrt(value * (1 - value) / (examples - 1)) if metric in _SHARES and examples > 1 else None
     upwards = found["higher_is_better"].get(task, {}).get(metric, True)
     shown = metric if way in ("", "none") else f"{metric} ({way})"
-    return TaskMetrics(task, shown, float(value), error, examples, bool(upwards))
+    return TaskMetrics(
+        task=task,
+        metric=shown,
+        value=float(value),
+        standard_error=error,
+        examples=examples,
+        higher_is_better=bool(upwards),
+    )

@@ -29,7 +29,7 @@ Kind = Literal["linear", "conv", "channel", "lookup", "state"]
 Side = Literal["input", "output"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Tap:
     """Where a weight's input passes by: the first tensor that `module` gets or gives, columns [start, stop) of it."""
 
@@ -47,7 +47,7 @@ TapOf: TypeAlias = Callable[[ModelConfig], Tap]
 
 def tap(module: str, side: Side, columns: Callable[[ModelConfig], tuple[int, int]] | None = None) -> TapOf:
     """A tap whose columns are known once a model's config is."""
-    return lambda config: Tap(module, side, columns(config) if columns else None)
+    return lambda config: Tap(module=module, side=side, columns=columns(config) if columns else None)
 
 
 def no_tap(config: ModelConfig) -> None:

@@ -17,7 +17,7 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Shard:
     """Which rows of each weight this rank holds, and how to reach the ranks that hold the others.
 
@@ -98,4 +98,4 @@ def shard_of(model: nn.Module, names: Iterable[str]) -> Shard:
     if len(meshes) > 1:
         raise ValueError("the weights are divided among different groups of ranks: use one mesh for all of them.")
     mesh, dimension = meshes.pop()
-    return Shard(mesh.get_group(dimension), first, mesh.device_type)
+    return Shard(process_group=mesh.get_group(dimension), first=first, device=mesh.device_type)

@@ -17,7 +17,7 @@ from hf_mamba_prune.models.model_config import ModelConfig, config_of
 from hf_mamba_prune.models.shards import local
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Target:
     """One weight of one model that can be pruned.
 
@@ -132,7 +132,7 @@ def _target(
     weight = names[prefix + component.weight]
     tap = component.tap(config)
     if tap is not None and component.per_layer:
-        tap = Tap(prefix + tap.module, tap.side, tap.columns)
+        tap = Tap(module=prefix + tap.module, side=tap.side, columns=tap.columns)
     shape = (weight.shape[0], math.prod(weight.shape[1:]))
     parts: list[tuple[str, int, int]] = []
     start = 0
@@ -140,6 +140,13 @@ def _target(
         parts.append((f"{component.name}.{part}", start, start + size))
         start += size
     return Target(
-        prefix + component.weight, component.name, layer, component.kind, tap, shape,
-        stage=component.stage, parts=tuple(parts), tied=component.tied,
-    )  # fmt: skip
+        name=prefix + component.weight,
+        component=component.name,
+        layer=layer,
+        kind=component.kind,
+        tap=tap,
+        shape=shape,
+        stage=component.stage,
+        parts=tuple(parts),
+        tied=component.tied,
+    )

@@ -83,8 +83,11 @@ def selective_state_update(
         z=(z, (b, d)),
         dt_bias=(dt_bias, (d,)),
     )
-    if not _native(state, u, dt, B, C, z):
-        return twin.selective_state_update(state, u, dt, A, B, C, D, z, dt_bias, dt_softplus)
+    activations = (u, dt, B, C, z)
+    if not _native(state, *activations):
+        return twin.selective_state_update(
+            state, u, dt, A=A, B=B, C=C, D=D, z=z, dt_bias=dt_bias, dt_softplus=dt_softplus
+        )
     shape = kernels().ScanShape(
         batch=b, length=1, heads=1, head_dim=d, groups=1, states=n, per_head=False, softplus=dt_softplus
     )
@@ -130,7 +133,7 @@ def chunk_state_update(
         dt_bias=(dt_bias, (heads,)),
     )
     if not _native(state, x, dt, B, C):
-        return twin.chunk_state_update(state, x, dt, A, B, C, D, dt_bias, dt_softplus)
+        return twin.chunk_state_update(state, x, dt, A=A, B=B, C=C, D=D, dt_bias=dt_bias, dt_softplus=dt_softplus)
     shape = kernels().ScanShape(
         batch=b, length=1, heads=heads, head_dim=head_dim, groups=groups, states=n, per_head=True, softplus=dt_softplus
     )

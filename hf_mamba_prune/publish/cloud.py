@@ -17,7 +17,7 @@ from hf_mamba_prune.publish.hub import hub_errors
 _HOURS = {"second": 1 / 3600, "minute": 1 / 60, "hour": 1.0}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HubJob:
     """A command on the Hub's machines.
 

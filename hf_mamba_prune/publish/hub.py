@@ -21,7 +21,7 @@ POOR_RATIO = 1.5
 _NEW = {".gitattributes", CARD_NAME}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PushChoice:
     """Where to push a result, and how.
 

@@ -66,7 +66,16 @@ def repair(
                     weight.masked_fill_(~mask_of(target), 0)
             for stage in sorted({target.stage for target in own if target.stage is not None}):
                 part = [target for target in own if target.stage == stage]
-                facts += _repair_stage(block, blocks.prefix(index), part, mask_of, dense, states, damping, bf16)
+                facts += _repair_stage(
+                    block,
+                    blocks.prefix(index),
+                    part,
+                    mask_of=mask_of,
+                    dense=dense,
+                    states=states,
+                    damping=damping,
+                    bf16=bf16,
+                )
             with torch.autocast(states[0].device.type, torch.bfloat16, enabled=bf16):
                 for i, state in enumerate(states):
                     states[i] = block(state)
@@ -97,7 +106,7 @@ def _repair_stage(
         # Between two steps of a schedule little changes: what the last one found is near.
         found = reconstruct(dense[target.name], keep, hessian, damping, start=weight)
         weight.copy_(found.weight)
-        yield RepairFacts(target.name, found.before, found.after, found.iterations)
+        yield RepairFacts(name=target.name, before=found.before, after=found.after, iterations=found.iterations)
 
 
 def _within(tap: Tap, prefix: str) -> Tap:

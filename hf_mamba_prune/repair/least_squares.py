@@ -20,7 +20,7 @@ _LOOK = 4
 """Iterations between looks at which rows are done."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Reconstruction:
     """What came of one target.
 
@@ -79,10 +79,12 @@ def reconstruct(
     system /= scale * scale[:, None]
     wanted = dense * scale
     begin = (wanted if start is None else start.double() * scale) * support
-    found, iterations = _solve(system, wanted, begin, support, tolerance, max_iterations)
+    found, iterations = _solve(system, wanted, begin, support, tolerance=tolerance, max_iterations=max_iterations)
     solved, fast = (found / scale).float(), hessian.float()
     whole, before, after = (_energy(rows, fast) for rows in (weight, weight * ~support, weight - solved))
-    return Reconstruction(solved, _share(before, whole), _share(after, whole), iterations)
+    return Reconstruction(
+        weight=solved, before=_share(before, whole), after=_share(after, whole), iterations=iterations
+    )
 
 
 def _energy(rows: torch.Tensor, hessian: torch.Tensor) -> float:

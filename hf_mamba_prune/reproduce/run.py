@@ -24,7 +24,7 @@ from hf_mamba_prune.reproduce.tasks.results import DENSE, LONGER, Result, table,
 from hf_mamba_prune.reproduce.tasks.training import measure, train
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Reproduction:
     """One benchmark, all methods, sparsities and seeds.
 
@@ -78,7 +78,7 @@ class Reproduction:
                 path = self._path(method, sparsity, seed)
                 if not path.is_file():
                     splits = splits or task.data(self.data, scale)
-                    self._measure(task, scale, splits, method, sparsity, seed)
+                    self._measure(task, scale, splits, method=method, sparsity=sparsity, seed=seed)
                     self.write_table()
                 yield Result.load(path)
         if self.components and not self._components().is_file():
@@ -119,7 +119,7 @@ class Reproduction:
             model = type(model).from_pretrained(kept, dtype=torch.float32)
             teacher = type(model).from_pretrained(kept, dtype=torch.float32) if METHODS[method][2] else None
             config = PruningConfig(sparsity=sparsity, seed=seed, reconstruct=False, **METHODS[method][1])
-            train(model, splits, scale, scale.recover_steps, seed, config, teacher)
+            train(model, splits, scale, scale.recover_steps, seed, config=config, teacher=teacher)
         seconds = time.perf_counter() - started
         meter = CostMeter()
         with meter.step("measure"):
@@ -131,9 +131,18 @@ class Reproduction:
         reached = zeros / sum(target.size for target in targets)
         if sparsity and abs(reached - sparsity) > 1e-3:
             raise RuntimeError(f"{method} ended at a sparsity of {reached:.4f} instead of {sparsity}.")
-        times = seconds, test_seconds
-        peak = meter.costs[0].peak_bytes
-        result = Result(task.name, method, sparsity, seed, metrics, nonzero, *times, splits.stand_ins, peak)
+        result = Result(
+            task=task.name,
+            method=method,
+            sparsity=sparsity,
+            seed=seed,
+            metrics=metrics,
+            nonzero=nonzero,
+            train_seconds=seconds,
+            test_seconds=test_seconds,
+            stand_ins=splits.stand_ins,
+            test_bytes=meter.costs[0].peak_bytes,
+        )
         result.save(self._path(method, sparsity, seed))
 
     def results(self) -> list[Result]:

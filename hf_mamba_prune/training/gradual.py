@@ -219,7 +219,7 @@ class GradualPruner:
         statistics = {}
         for target in self.targets:
             sums = {need: self._averages[need][target.name] for need in self._score.needs}
-            statistics[target.name] = TargetStatistics(sums, sequences=1)
+            statistics[target.name] = TargetStatistics(sums=sums, sequences=1)
         return statistics
 
     def _regrown(self, target: Target, drop: torch.Tensor) -> torch.Tensor:
@@ -237,7 +237,7 @@ class GradualPruner:
     def _lowest(self, scores: torch.Tensor, count: int, target: Target) -> torch.Tensor:
         """True at the `count` lowest scores; they must not be negative."""
         finite = scores.clamp_max(torch.finfo(torch.float32).max).float()
-        return ~tensor_mask(finite, count, target.name, self.config.seed, target.size, self._shard)
+        return ~tensor_mask(finite, count, target.name, self.config.seed, size=target.size, shard=self._shard)
 
     def sparsity(self) -> float:
         """Share of the prunable weights that is masked, 0 to 1."""

@@ -117,7 +117,16 @@ def _evaluations(trainer: PruningTrainer) -> tuple[TaskMetrics, ...]:
     if trainer.args.load_best_model_at_end and state.best_model_checkpoint and not asked_since:
         found = [entry for entry in found if entry["step"] == state.best_global_step]
     examples = round(found[-1].get("eval_samples_per_second", 0) * found[-1].get("eval_runtime", 0))
-    return (TaskMetrics("evaluation set", "loss", found[-1]["eval_loss"], None, examples, False),)
+    return (
+        TaskMetrics(
+            task="evaluation set",
+            metric="loss",
+            value=found[-1]["eval_loss"],
+            standard_error=None,
+            examples=examples,
+            higher_is_better=False,
+        ),
+    )
 
 
 def _repository(model: str) -> tuple[bool, str | None]:

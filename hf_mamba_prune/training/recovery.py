@@ -21,7 +21,7 @@ from hf_mamba_prune.training.gradual import GradualPruner
 from hf_mamba_prune.training.trainer import PruningTrainer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recovery:
     """How to train after pruning, or while pruning.
 

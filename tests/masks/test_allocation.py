@@ -18,7 +18,7 @@ from hf_mamba_prune.models.targets import Target
 
 
 def target(name, rows, columns, component="in_proj", parts=()):
-    return Target(name, component, 0, "linear", None, (rows, columns), parts)
+    return Target(name=name, component=component, layer=0, kind="linear", tap=None, shape=(rows, columns), parts=parts)
 
 
 PARTS = (("x_proj.dt", 0, 3), ("x_proj.B", 3, 7), ("x_proj.C", 7, 11))
@@ -150,7 +150,7 @@ def test_fixed_components_and_parts_get_exactly_theirs_and_the_total_holds(alloc
 
 def test_owl_spares_the_block_with_more_outliers_and_treats_its_tensors_alike():
     targets = [
-        Target(f"{layer}.{name}", name, layer, "linear", None, (20, 10))
+        Target(name=f"{layer}.{name}", component=name, layer=layer, kind="linear", tap=None, shape=(20, 10))
         for layer in range(3)
         for name in ("in", "out")
     ]

@@ -120,14 +120,14 @@ def test_sequences_shorter_than_the_convolution(mamba):
 @pytest.mark.parametrize("fake", ["dt_proj", "conv1d"])
 def test_a_target_that_saw_no_token_stops_the_run(mamba, fake):
     target, other = find_targets(mamba, ("dt_proj",))
-    wrong = dataclasses.replace(target, tap=Tap(f"backbone.layers.0.mixer.{fake}", "input"))
+    wrong = dataclasses.replace(target, tap=Tap(module=f"backbone.layers.0.mixer.{fake}", side="input"))
     with pytest.raises(RuntimeError, match=r"layers.0.mixer.dt_proj.weight saw no token .*\(INPUT_SQUARE\)"):
         calibrate(mamba, [wrong, other], SEQUENCES, frozenset({Need.INPUT_SQUARE}))
 
 
 def test_a_target_that_got_no_gradient_stops_the_run(mamba):
     mamba.register_parameter("unused", torch.nn.Parameter(torch.ones(2, 2)))
-    target = Target("unused", "in_proj", None, "linear", None, (2, 2))
+    target = Target(name="unused", component="in_proj", layer=None, kind="linear", tap=None, shape=(2, 2))
     with pytest.raises(RuntimeError, match="unused saw no token during calibration"):
         calibrate(mamba, [target, *find_targets(mamba)], SEQUENCES, GRADIENTS)
 

@@ -25,10 +25,10 @@ CASES = {
 CONFIGS = [PruningConfig(score=name, **options) for name, rows in CASES.items() for options in rows]
 
 PAPER = dict(score="gradient-magnitude")
-TARGET = Target("layer.weight", "in_proj", 0, "linear", None, (2, 2))
+TARGET = Target(name="layer.weight", component="in_proj", layer=0, kind="linear", tap=None, shape=(2, 2))
 WEIGHT = torch.tensor([[1.0, -2.0], [0.0, 4.0]])
 STATISTICS = TargetStatistics(
-    {
+    sums={
         Need.INPUT_SQUARE: torch.tensor([[20.0, 45.0]], dtype=torch.float64),
         Need.INPUT_PRODUCT: torch.tensor([[20.0, 15.0], [15.0, 45.0]], dtype=torch.float64),
         Need.GRADIENT_SUM: torch.tensor([[-2.0, 4.0], [6.0, 0.5]]),
@@ -105,7 +105,7 @@ def test_fisher_is_the_squared_weight_times_the_mean_squared_gradient():
         scores / scores[0, 0] * 9, torch.tensor([[9.0, 16.0], [0.0, 16.0]])
     )  # w^2 * 9, 4, 16, 1
     # Gradients of a well trained model: the product must not fall below float32's range.
-    small = TargetStatistics({Need.GRADIENT_SQUARE: torch.full((2, 2), 1e-30)}, sequences=1)
+    small = TargetStatistics(sums={Need.GRADIENT_SQUARE: torch.full((2, 2), 1e-30)}, sequences=1)
     assert (score(small, weight=torch.full((2, 2), 1e-6), score="fisher") > 1e-36).all()
 
 
@@ -125,7 +125,7 @@ def test_obs_is_the_error_that_remains_when_the_others_of_the_row_adjust():
 
 def test_obs_refuses_dependent_inputs_without_damping():
     product = torch.tensor([[4.0, 4.0], [4.0, 4.0]], dtype=torch.float64)
-    dependent = TargetStatistics({Need.INPUT_PRODUCT: product}, tokens=2)
+    dependent = TargetStatistics(sums={Need.INPUT_PRODUCT: product}, tokens=2)
     with pytest.raises(ValueError, match="layer.weight are linearly dependent: raise --damping above 0.0"):
         score(dependent, score="obs", damping=0.0)
     assert torch.isfinite(score(dependent, score="obs")).all()

@@ -16,7 +16,7 @@ from hf_mamba_prune.masks.tensor import pattern_mask, row_mask, target_mask, ten
 from hf_mamba_prune.models.targets import Target
 
 SEEDS = st.integers(0, 1000)
-TARGET = Target("layer.weight", "out_proj", 0, "linear", None, (6, 8))
+TARGET = Target(name="layer.weight", component="out_proj", layer=0, kind="linear", tap=None, shape=(6, 8))
 
 
 def draw_scores(seed, rows, columns):

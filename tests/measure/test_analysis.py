@@ -15,7 +15,7 @@ from hf_mamba_prune.measure.analysis import ANALYSIS_NAME, analyze
 from hf_mamba_prune.publish.figures import draw_analysis
 
 SEQUENCES = torch.randint(VOCABULARY, (3, 16), generator=torch.Generator().manual_seed(4))
-HELD = Evaluation((TextSource("held", ("the cat in the hat " * 12,)),), window=32)
+HELD = Evaluation(texts=(TextSource("held", ("the cat in the hat " * 12,)),), window=32)
 
 
 def test_curves_of_every_component_part_and_block(case, tokenizer):

@@ -40,7 +40,7 @@ def tokens_of(tokenizer):
 )
 def test_perplexity_is_that_of_the_full_logits(mamba, tokenizer, window, stride):
     ids = tokens_of(tokenizer)
-    (found,) = Evaluation((SOURCE,), window, stride).run(mamba, tokenizer)
+    (found,) = Evaluation(texts=(SOURCE,), window=window, stride=stride).run(mamba, tokenizer)
     losses = naive_losses(mamba, ids, window, stride or window)
     if stride in (None, window):  # the first token of every window has nothing before it
         assert set(losses) == {i for i in range(len(ids)) if i % window}
@@ -55,14 +55,14 @@ def test_perplexity_is_that_of_the_full_logits(mamba, tokenizer, window, stride)
 
 def test_every_architecture_and_dtype(model, tokenizer):
     losses = naive_losses(model, tokens_of(tokenizer), 16, 16).values()
-    (found,) = Evaluation((SOURCE,), 16).run(model, tokenizer)
+    (found,) = Evaluation(texts=(SOURCE,), window=16).run(model, tokenizer)
     assert found.perplexity == pytest.approx(math.exp(math.fsum(losses) / len(losses)), rel=1e-5)
-    (rough,) = Evaluation((SOURCE,), 16).run(model.bfloat16(), tokenizer)
+    (rough,) = Evaluation(texts=(SOURCE,), window=16).run(model.bfloat16(), tokenizer)
     assert rough.dtype == "bfloat16" and rough.perplexity == pytest.approx(found.perplexity, rel=0.1)
 
 
 def test_bits_per_byte_and_word_perplexity_share_out_the_same_losses(mamba, tokenizer):
-    (found,) = Evaluation((SOURCE,), 500).run(mamba, tokenizer)
+    (found,) = Evaluation(texts=(SOURCE,), window=500).run(mamba, tokenizer)
     total = math.log(found.perplexity) * found.tokens
     text = "".join(ROWS)
     assert (source_bytes(SOURCE), source_words(SOURCE)) == (len(text.encode()), len(text.split()))
@@ -73,7 +73,7 @@ def test_bits_per_byte_and_word_perplexity_share_out_the_same_losses(mamba, toke
 
 def test_a_look_at_the_first_windows_only(mamba, tokenizer):
     ids = tokens_of(tokenizer)
-    (found,) = Evaluation((SOURCE,), 16, max_windows=2).run(mamba, tokenizer)
+    (found,) = Evaluation(texts=(SOURCE,), window=16, max_windows=2).run(mamba, tokenizer)
     losses = naive_losses(mamba, ids[:32], 16, 16)
     assert found.tokens == len(losses) == 30
     assert found.perplexity == pytest.approx(math.exp(math.fsum(losses.values()) / 30), rel=1e-5)
@@ -85,7 +85,7 @@ def test_a_window_longer_than_one_step_of_the_head(mamba, tokenizer):
     source = TextSource("long", ("The thing in the other . " * 40,))
     ids = torch.tensor(tokenizer(source.joined()).input_ids)
     assert len(ids) > 2 * 256 + 1
-    (found,) = Evaluation((source,), 1024).run(mamba, tokenizer)
+    (found,) = Evaluation(texts=(source,), window=1024).run(mamba, tokenizer)
     losses = naive_losses(mamba, ids, 1024, 1024).values()
     assert found.tokens == len(ids) - 1
     assert found.perplexity == pytest.approx(math.exp(math.fsum(losses) / len(losses)), rel=1e-5)
@@ -93,24 +93,24 @@ def test_a_window_longer_than_one_step_of_the_head(mamba, tokenizer):
 
 def test_several_texts_are_measured_each_by_itself_and_none_is_fine(mamba, tokenizer):
     other = TextSource("other", ("the other thing",))
-    both = Evaluation((SOURCE, other), 16).run(mamba, tokenizer)
+    both = Evaluation(texts=(SOURCE, other), window=16).run(mamba, tokenizer)
     assert [metrics.text for metrics in both] == ["some text", "other"]
-    assert both[1].perplexity == Evaluation((other,), 16).run(mamba, tokenizer)[0].perplexity
+    assert both[1].perplexity == Evaluation(texts=(other,), window=16).run(mamba, tokenizer)[0].perplexity
     assert Evaluation().run(mamba, tokenizer) == ()
 
 
 def test_the_mode_of_the_model_is_put_back(mamba, tokenizer):
     mamba.train()
-    Evaluation((SOURCE,), 16).run(mamba, tokenizer)
+    Evaluation(texts=(SOURCE,), window=16).run(mamba, tokenizer)
     assert mamba.training and all(p.grad is None for p in mamba.parameters())
 
 
 def test_what_cannot_be_measured_is_refused(mamba, tokenizer):
     for options in (dict(window=1), dict(window=8, stride=9), dict(window=8, stride=0), dict(max_windows=0)):
         with pytest.raises(ValueError, match="expected"):
-            Evaluation((SOURCE,), **options)
+            Evaluation(texts=(SOURCE,), **options)
     with pytest.raises(ValueError, match="the evaluation text short has 1 tokens; at least 2 are needed"):
-        Evaluation((TextSource("short", ("a",)),), 16).run(mamba, tokenizer)
+        Evaluation(texts=(TextSource("short", ("a",)),), window=16).run(mamba, tokenizer)
     mamba.backbone.norm_f.weight.data.fill_(math.nan)
     with pytest.raises(RuntimeError, match="the loss of an evaluation window is nan"):
-        Evaluation((SOURCE,), 16).run(mamba, tokenizer)
+        Evaluation(texts=(SOURCE,), window=16).run(mamba, tokenizer)

@@ -46,7 +46,7 @@ def log_probability(model, tokenizer, context: str, answer: str) -> tuple[float,
 
 def test_a_naive_computation_finds_the_same(files):
     model, tokenizer = build_model("mamba"), build_tokenizer()
-    found = {(m.task, m.metric): m for m in ZeroShot(("words.jsonl", "choices.jsonl")).run(model, tokenizer)}
+    found = {(m.task, m.metric): m for m in ZeroShot(tasks=("words.jsonl", "choices.jsonl")).run(model, tokenizer)}
     assert set(found) == {("words", "perplexity"), ("words", "acc"), ("choices", "acc"), ("choices", "acc_norm")}
     guessed = []
     for row in WORDS:
@@ -129,14 +129,14 @@ def test_what_cannot_be_asked_is_refused_before_the_work(files, capsys, message)
 def test_rows_that_the_harness_would_stumble_over_are_refused(files, row):
     Path("bad.jsonl").write_text(json.dumps(dict(query="a", choices=["b", "c"], gold=0) | row) + "\n")
     with pytest.raises(ValueError, match=r"bad.jsonl, line 1: expected 'text', or 'query', 'choices' \(two strings"):
-        ZeroShot(("bad.jsonl",)).check()
+        ZeroShot(tasks=("bad.jsonl",)).check()
 
 
 def test_a_question_in_the_harness_own_form_and_other_columns_change_nothing(files):
     model, tokenizer = build_model("mamba"), build_tokenizer()
     own = [row | {"query": row["query"].rstrip() + "\nAnswer:", "id": at or "x"} for at, row in enumerate(CHOICES)]
     Path("own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own), encoding="utf-8")
-    asked, again = (ZeroShot((name,)).run(model, tokenizer) for name in ("choices.jsonl", "own.jsonl"))
+    asked, again = (ZeroShot(tasks=(name,)).run(model, tokenizer) for name in ("choices.jsonl", "own.jsonl"))
     assert [metric.value for metric in asked] == [metric.value for metric in again]
 
 
@@ -145,7 +145,7 @@ def test_rows_are_lines_and_texts_have_no_blanks_around_them(files):
     lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     Path("odd.jsonl").write_text(lines + "\n\n", encoding="utf-8")
     model, tokenizer = build_model("mamba"), build_tokenizer()
-    (perplexity, _) = ZeroShot(("odd.jsonl",)).run(model, tokenizer)
+    (perplexity, _) = ZeroShot(tasks=("odd.jsonl",)).run(model, tokenizer)
     wanted = [
         log_probability(model, tokenizer, *pair)[0] for pair in (("the cat\u2028in the", " hat"), ("on the", " mat"))
     ]

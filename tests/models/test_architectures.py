@@ -233,5 +233,5 @@ def test_every_architecture_has_a_tiny_model():
 
 def test_a_tap_reads_its_columns():
     x = torch.arange(24).view(2, 3, 4)
-    assert torch.equal(Tap("m", "input").read(x), x)
-    assert torch.equal(Tap("m", "output", (1, 3)).read(x), x[..., 1:3])
+    assert torch.equal(Tap(module="m", side="input").read(x), x)
+    assert torch.equal(Tap(module="m", side="output", columns=(1, 3)).read(x), x[..., 1:3])

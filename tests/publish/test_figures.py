@@ -15,7 +15,7 @@ TEXT = TextSource("text", ("the cat in the hat " * 20,))
 @pytest.fixture
 def report(mamba, tokenizer):
     config = PruningConfig(0.6, score="magnitude", reconstruct=False)
-    return prune(mamba, tokenizer, config, evaluation=Evaluation((TEXT,), window=32))
+    return prune(mamba, tokenizer, config, evaluation=Evaluation(texts=(TEXT,), window=32))
 
 
 def test_the_grid_holds_the_share_of_zeros_of_every_weight(report, mamba):

@@ -187,7 +187,7 @@ def test_the_command_to_repeat_is_one_that_can_be_pasted(place, local_hub, capsy
     assert run(*PRUNE, "--quiet") == 0
     Path("out").rename("my out")
     local_hub.add_model(REPO, {"README.md": b"# empty"})
-    command = repeat_command(Path("my out"), PushChoice(REPO, revision="dev", force=True))
+    command = repeat_command(Path("my out"), PushChoice(repo=REPO, revision="dev", force=True))
     assert shlex.split(command)[:3] == ["hf-mamba-prune", "push", "my out"]
     assert run(*shlex.split(command)[1:]) == 1
     assert "no such repository or branch" in capsys.readouterr().err

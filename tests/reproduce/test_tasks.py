@@ -274,7 +274,7 @@ def test_padding_has_a_mask():
 
 
 def test_a_table_gives_mean_deviation_and_what_was_kept(tmp_path):
-    run_of = Reproduction("image", tmp_path, tmp_path, (0.7,), ("ours",), seeds=2)
+    run_of = Reproduction(task="image", data=tmp_path, output=tmp_path, sparsities=(0.7,), methods=("ours",), seeds=2)
     folder = tmp_path / "image-small"
     folder.mkdir()
     for method, sparsity, values in (("dense", 0, (0.5, 0.7)), ("ours", 0.7, (0.5, 0.58))):

@@ -28,7 +28,7 @@ def report() -> PruningReport:
 
 
 def steps(stage: str, total: int, **values: float) -> list[tuple[float, Progress]]:
-    return [(float(i), Progress(stage, i, total, values)) for i in range(total + 1)]
+    return [(float(i), Progress(stage=stage, done=i, total=total, values=values)) for i in range(total + 1)]
 
 
 def test_a_quick_run_goes_through_its_stages_in_order():

@@ -24,7 +24,7 @@ def zeros_of(model):
 
 @pytest.mark.parametrize("distill", [True, False])
 def test_recovery_keeps_the_masks_and_is_in_the_report(case, tokenizer, tmp_path, distill):
-    evaluation = Evaluation((TEXT,), window=64)
+    evaluation = Evaluation(texts=(TEXT,), window=64)
     results = []
     rate = 5e-4 if distill else 5e-3  # a random model is near its teacher already
     for recovery in (None, Recovery(**TRAINING | dict(learning_rate=rate), distill=distill)):

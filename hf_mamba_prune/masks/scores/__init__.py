@@ -17,11 +17,11 @@ __all__ = ["SCORES", "Score", "build_score"]
 
 SCORES: dict[str, Callable[[PruningConfig], Score]] = {
     "magnitude": lambda config: Magnitude(),
-    "gradient-magnitude": lambda config: GradientMagnitude(config.alpha, config.gradient),
+    "gradient-magnitude": lambda config: GradientMagnitude(alpha=config.alpha, gradient=config.gradient),
     "fisher": lambda config: Fisher(),
     "wanda": lambda config: Wanda(),
-    "obs": lambda config: Obs(config.damping),
-    "random": lambda config: Random(config.seed),
+    "obs": lambda config: Obs(damping=config.damping),
+    "random": lambda config: Random(seed=config.seed),
 }
 
 

@@ -11,7 +11,7 @@ from hf_mamba_prune.masks.scores.base import Score
 from hf_mamba_prune.models.targets import Target
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GradientMagnitude(Score):
     """|w| * |dL/dw|^alpha, to first order the change of the loss when the weight goes: comparable across tensors.
 

@@ -11,7 +11,7 @@ from hf_mamba_prune.masks.scores.base import Score
 from hf_mamba_prune.models.targets import Target
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Obs(Score):
     """w_ij^2 / [H^-1]_jj with H = E[x x^T]: the error of the layer's output when the weight goes and all others of its
     row adjust. Says nothing of what the loss makes of that error, so a global ranking compares unlike things.

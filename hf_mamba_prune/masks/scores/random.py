@@ -12,7 +12,7 @@ from hf_mamba_prune.models.targets import Target
 from hf_mamba_prune.seeds import name_seed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Random(Score):
     """Uniform in (0, 1], the same for the same seed and name; 0 where the weight is gone already."""
 

@@ -18,7 +18,7 @@ Example = dict[str, torch.Tensor]
 Collate = Callable[[list[Example]], Example]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Scale:
     """How large a benchmark is run.
 
@@ -45,7 +45,7 @@ class Scale:
     reduced: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Splits:
     """The data of a benchmark.
 
@@ -62,7 +62,7 @@ class Splits:
     stand_ins: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Task:
     """One benchmark.
 

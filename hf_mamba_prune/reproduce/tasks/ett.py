@@ -55,9 +55,9 @@ def _reader(name: str, horizon: int) -> Callable[[Path, Scale], Splits]:
         scaled = torch.from_numpy((values - mean) / deviation).float()
         parts = (0, train, scale.examples), (train, validation, scale.evaluated), (validation, test, scale.evaluated)
         first, second, third = (
-            windows(scaled, start, stop, scale.length, horizon, limit) for start, stop, limit in parts
+            windows(scaled, start, stop, scale.length, horizon, limit=limit) for start, stop, limit in parts
         )
-        return Splits(first, second, third, default_collate)
+        return Splits(train=first, validation=second, test=third, collate=default_collate)
 
     return read
 
@@ -74,15 +74,15 @@ def _builder(horizon: int) -> Callable[[Scale], PreTrainedModel]:
 
 def _task(name: str, horizon: int) -> Task:
     sizes: dict[str, Any] = dict(hidden_size=256, num_hidden_layers=2, state_size=2, time_step_rank=16)
-    small = Scale(sizes, length=96, steps=800, recover_steps=400, batch_size=32, learning_rate=2e-4)
-    paper = Scale(sizes, length=96, steps=2500, recover_steps=1000, batch_size=32, learning_rate=7e-5)
+    small = Scale(model=sizes, length=96, steps=800, recover_steps=400, batch_size=32, learning_rate=2e-4)
+    paper = Scale(model=sizes, length=96, steps=2500, recover_steps=1000, batch_size=32, learning_rate=7e-5)
     return Task(
-        f"{name.lower()}-{horizon}",
-        ("mse", "mae"),
-        f"Put {name}.csv of the ETT data set there (github.com/zhouhaoyi/ETDataset).",
-        _reader(name, horizon),
-        _builder(horizon),
-        {"small": small, "paper": paper},
+        name=f"{name.lower()}-{horizon}",
+        metrics=("mse", "mae"),
+        source=f"Put {name}.csv of the ETT data set there (github.com/zhouhaoyi/ETDataset).",
+        read=_reader(name, horizon),
+        build=_builder(horizon),
+        scales={"small": small, "paper": paper},
         higher_is_better=False,
     )
 

@@ -48,7 +48,7 @@ def raster_splits(parts: Sequence[tuple[np.ndarray, np.ndarray]], side: int, sca
         tokens_and_label(pixels(images, side), torch.as_tensor(labels), limit)
         for (images, labels), limit in zip(parts, limits, strict=True)
     )
-    return Splits(train, validation, test, pad)
+    return Splits(train=train, validation=validation, test=test, collate=pad)
 
 
 def _read(folder: Path, scale: Scale) -> Splits:
@@ -65,20 +65,21 @@ def _side(scale: Scale) -> int:
 
 
 IMAGE = Task(
-    "image",
-    ("accuracy",),
-    "Put the folder cifar-10-batches-bin of CIFAR-10's binary version there (www.cs.toronto.edu/~kriz/cifar.html), "
+    name="image",
+    metrics=("accuracy",),
+    source="Put the folder cifar-10-batches-bin of CIFAR-10's binary version there "
+    "(www.cs.toronto.edu/~kriz/cifar.html), "
     f"or {ARCHIVE}, its grey images.",
-    _read,
-    build_classifier(10, 256, bidirectional=True),
-    {
+    read=_read,
+    build=build_classifier(10, 256, bidirectional=True),
+    scales={
         "small": Scale(
-            dict(hidden_size=64, num_hidden_layers=3, state_size=16, time_step_rank=4),
+            model=dict(hidden_size=64, num_hidden_layers=3, state_size=16, time_step_rank=4),
             length=256, steps=2400, recover_steps=300, batch_size=32, learning_rate=2e-3, evaluated=4000,
             reduced=("16 x 16 pixels instead of 32 x 32", "4,000 of the test images"),
         ),
         "paper": Scale(
-            dict(hidden_size=256, num_hidden_layers=6, state_size=16, time_step_rank=16),
+            model=dict(hidden_size=256, num_hidden_layers=6, state_size=16, time_step_rank=16),
             length=1024, steps=60_000, recover_steps=12_000, batch_size=50, learning_rate=1e-3,
         ),
     },

@@ -129,23 +129,23 @@ def _read(folder: Path, scale: Scale) -> Splits:
     found = {split: read_file(published / f"basic_{split}.tsv", scale.length) for split in SPLITS}
     train = tokens_and_label(*found["train"], scale.examples)
     validation, test = (tokens_and_label(*found[split], scale.evaluated) for split in ("val", "test"))
-    return Splits(train, validation, test, pad)
+    return Splits(train=train, validation=validation, test=test, collate=pad)
 
 
 LISTOPS = Task(
-    "listops",
-    ("accuracy",),
-    "ListOps is generated where basic_train.tsv, basic_val.tsv and basic_test.tsv are not in the folder.",
-    _read,
-    build_classifier(10, len(WORDS)),
-    {
+    name="listops",
+    metrics=("accuracy",),
+    source="ListOps is generated where basic_train.tsv, basic_val.tsv and basic_test.tsv are not in the folder.",
+    read=_read,
+    build=build_classifier(10, len(WORDS)),
+    scales={
         "small": Scale(
-            dict(hidden_size=64, num_hidden_layers=4, state_size=16, time_step_rank=4),
+            model=dict(hidden_size=64, num_hidden_layers=4, state_size=16, time_step_rank=4),
             length=128, steps=3000, recover_steps=700, batch_size=32, learning_rate=2e-3,
             reduced=("24 to 96 tokens instead of 500 to 2,000", "24,000 examples instead of 96,000"),
         ),
         "paper": Scale(
-            dict(hidden_size=256, num_hidden_layers=6, state_size=16, time_step_rank=16),
+            model=dict(hidden_size=256, num_hidden_layers=6, state_size=16, time_step_rank=16),
             length=2048, steps=50_000, recover_steps=10_000, batch_size=32, learning_rate=1e-3,
         ),
     },

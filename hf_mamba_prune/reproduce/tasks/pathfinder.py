@@ -45,20 +45,21 @@ def _read(folder: Path, scale: Scale) -> Splits:
 
 
 PATHFINDER = Task(
-    "pathfinder",
-    ("accuracy",),
-    "Put the folder pathfinder32 of Long Range Arena's release there (github.com/google-research/long-range-arena), "
+    name="pathfinder",
+    metrics=("accuracy",),
+    source="Put the folder pathfinder32 of Long Range Arena's release there "
+    "(github.com/google-research/long-range-arena), "
     f"or {ARCHIVE} with the arrays easy_x and easy_y.",
-    _read,
-    build_classifier(2, 256, bidirectional=True),
-    {
+    read=_read,
+    build=build_classifier(2, 256, bidirectional=True),
+    scales={
         "small": Scale(
-            dict(hidden_size=64, num_hidden_layers=3, state_size=16, time_step_rank=4),
+            model=dict(hidden_size=64, num_hidden_layers=3, state_size=16, time_step_rank=4),
             length=1024, steps=600, recover_steps=100, batch_size=16, learning_rate=2e-3, evaluated=1000,
             reduced=("1,000 of the test pictures",),
         ),
         "paper": Scale(
-            dict(hidden_size=256, num_hidden_layers=6, state_size=16, time_step_rank=16),
+            model=dict(hidden_size=256, num_hidden_layers=6, state_size=16, time_step_rank=16),
             length=1024, steps=200_000, recover_steps=40_000, batch_size=64, learning_rate=1e-3,
         ),
     },

@@ -16,7 +16,7 @@ DENSE, LONGER = "dense", "dense-longer"
 """The dense model, and the same trained for as many steps more as the pruned ones are."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Result:
     """One measured model.
 

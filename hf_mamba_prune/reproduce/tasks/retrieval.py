@@ -54,7 +54,7 @@ def _read(folder: Path, scale: Scale) -> Splits:
         _split(read_pairs(folder / name, scale.length, limit), scale.length)
         for name, limit in zip(FILES.values(), limits, strict=True)
     )
-    return Splits(train, validation, test, pad)
+    return Splits(train=train, validation=validation, test=test, collate=pad)
 
 
 def _split(rows: list[tuple[int, bytes, bytes]], length: int) -> Examples:
@@ -67,21 +67,21 @@ def _split(rows: list[tuple[int, bytes, bytes]], length: int) -> Examples:
 
 
 RETRIEVAL = Task(
-    "retrieval",
-    ("accuracy",),
-    f"Put {', '.join(FILES.values())} of Long Range Arena's release there "
+    name="retrieval",
+    metrics=("accuracy",),
+    source=f"Put {', '.join(FILES.values())} of Long Range Arena's release there "
     "(github.com/google-research/long-range-arena).",
-    _read,
-    build_classifier(2, 257, paired=True, bidirectional=True),
-    {
+    read=_read,
+    build=build_classifier(2, 257, paired=True, bidirectional=True),
+    scales={
         "small": Scale(
-            dict(hidden_size=64, num_hidden_layers=2, state_size=16, time_step_rank=4),
+            model=dict(hidden_size=64, num_hidden_layers=2, state_size=16, time_step_rank=4),
             length=512, steps=1500, recover_steps=400, batch_size=16, learning_rate=2e-3,
             examples=24_000, evaluated=2000,
             reduced=("512 bytes instead of 4,000", "24,000 pairs instead of 147,000, 2,000 of the test part"),
         ),
         "paper": Scale(
-            dict(hidden_size=256, num_hidden_layers=6, state_size=16, time_step_rank=16),
+            model=dict(hidden_size=256, num_hidden_layers=6, state_size=16, time_step_rank=16),
             length=4000, steps=50_000, recover_steps=10_000, batch_size=32, learning_rate=1e-3,
         ),
     },

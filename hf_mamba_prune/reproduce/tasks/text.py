@@ -73,7 +73,7 @@ def _read(folder: Path, scale: Scale) -> Splits:
         _split(rows, scale.length, limit) for rows, limit in zip(parts, limits, strict=True)
     )
     stand_ins = () if reviews[0][0] else (f"{len(reviews):,} film reviews instead of IMDB's 50,000",)
-    return Splits(train, validation, held_out, pad, stand_ins)
+    return Splits(train=train, validation=validation, test=held_out, collate=pad, stand_ins=stand_ins)
 
 
 def _split(rows: list[tuple[str, bytes, int]], length: int, limit: int | None) -> Examples:
@@ -83,20 +83,21 @@ def _split(rows: list[tuple[str, bytes, int]], length: int, limit: int | None) -
 
 
 TEXT = Task(
-    "text",
-    ("accuracy",),
-    "Put the folder aclImdb of IMDB's large movie review data set there (ai.stanford.edu/~amaas/data/sentiment), or "
+    name="text",
+    metrics=("accuracy",),
+    source="Put the folder aclImdb of IMDB's large movie review data set there "
+    "(ai.stanford.edu/~amaas/data/sentiment), or "
     "NLTK's movie_reviews.zip, which has 2,000 reviews.",
-    _read,
-    build_classifier(2, 257, bidirectional=True),
-    {
+    read=_read,
+    build=build_classifier(2, 257, bidirectional=True),
+    scales={
         "small": Scale(
-            dict(hidden_size=64, num_hidden_layers=2, state_size=16, time_step_rank=4),
+            model=dict(hidden_size=64, num_hidden_layers=2, state_size=16, time_step_rank=4),
             length=1024, steps=900, recover_steps=200, batch_size=16, learning_rate=2e-3,
             reduced=("1,024 bytes instead of 4,096",),
         ),
         "paper": Scale(
-            dict(hidden_size=256, num_hidden_layers=6, state_size=16, time_step_rank=16),
+            model=dict(hidden_size=256, num_hidden_layers=6, state_size=16, time_step_rank=16),
             length=4096, steps=25_000, recover_steps=5_000, batch_size=16, learning_rate=1e-3,
         ),
     },

@@ -63,7 +63,7 @@ def _read(folder: Path, scale: Scale) -> Splits:
     stand_ins = ["a vocabulary of 4,096, so that perplexities of others are no measure"]
     stand_ins += [] if train.name == TRAIN[0] else [f"trained on {train.name}, other Wikipedia articles"]
     drawn = _drawn(_ids(train, tokenizer), scale.length, count)
-    return Splits(drawn, held[0], held[1], default_collate, tuple(stand_ins))
+    return Splits(train=drawn, validation=held[0], test=held[1], collate=default_collate, stand_ins=tuple(stand_ins))
 
 
 def _build(scale: Scale) -> PreTrainedModel:
@@ -75,18 +75,18 @@ def _build(scale: Scale) -> PreTrainedModel:
 
 
 WIKITEXT103 = Task(
-    "wikitext103",
-    ("perplexity",),
-    "Put wiki.train.raw, wiki.valid.raw and wiki.test.raw of WikiText-103 there.",
-    _read,
-    _build,
-    {
+    name="wikitext103",
+    metrics=("perplexity",),
+    source="Put wiki.train.raw, wiki.valid.raw and wiki.test.raw of WikiText-103 there.",
+    read=_read,
+    build=_build,
+    scales={
         "small": Scale(
-            {}, length=512, steps=0, recover_steps=300, batch_size=8, learning_rate=1e-3, evaluated=200,
+            model={}, length=512, steps=0, recover_steps=300, batch_size=8, learning_rate=1e-3, evaluated=200,
             reduced=("the bundled model of 2.8 million weights", "windows of 512 tokens, 200 of the test part"),
         ),
         "paper": Scale(
-            dict(hidden_size=768, num_hidden_layers=24, state_size=16, time_step_rank=48),
+            model=dict(hidden_size=768, num_hidden_layers=24, state_size=16, time_step_rank=48),
             length=1024, steps=100_000, recover_steps=10_000, batch_size=32, learning_rate=6e-4,
         ),
     },
