@@ -41,6 +41,8 @@ def show_report(console: Console, report: PruningReport, output: Path) -> None:
     costs = ", ".join(f"{cost.step} {cost.seconds:.1f} s" for cost in report.costs)
     peak = max(cost.peak_bytes for cost in report.costs)
     console.print(f"\nTime: {costs}; peak memory {peak / 1e9:.2f} GB.")
+    for line in report.warnings:
+        console.print(f"\n{line}", soft_wrap=True)
     _show_next(console, report, output)
 
 

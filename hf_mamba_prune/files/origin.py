@@ -22,6 +22,7 @@ class Origin:
         saved_dtype: in which the result will be saved; None means the model's own.
         license: of the model's card.
         language: of the model's card.
+        left_out: what of that card could not be used, one sentence each.
     """
 
     id: str
@@ -30,6 +31,7 @@ class Origin:
     saved_dtype: torch.dtype | None = None
     license: str | None = None
     language: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 _HEADS = {
@@ -41,6 +43,7 @@ _HEADS = {
 
 def model_facts(model: PreTrainedModel, origin: Origin) -> ModelFacts:
     """What a model is before it is pruned."""
+    auto_class, pipeline = _use(type(model).__name__)
     return ModelFacts(
         id=origin.id,
         revision=origin.revision,
@@ -51,12 +54,11 @@ def model_facts(model: PreTrainedModel, origin: Origin) -> ModelFacts:
         weights_sha256=weights_sha256(model),
         license=origin.license,
         language=origin.language,
-        **_use(type(model).__name__),
+        auto_class=auto_class,
+        pipeline=pipeline,
     )
 
 
-def _use(name: str) -> dict[str, str]:
-    for end, (auto_class, pipeline) in _HEADS.items():
-        if name.endswith(end):
-            return {"auto_class": auto_class, "pipeline": pipeline}
-    return {}
+def _use(name: str) -> tuple[str, str]:
+    found = (use for end, use in _HEADS.items() if name.endswith(end))
+    return next(found, ("AutoModelForCausalLM", "text-generation"))
