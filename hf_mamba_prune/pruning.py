@@ -39,7 +39,7 @@ from hf_mamba_prune.report import (
     TaskMetrics,
 )
 from hf_mamba_prune.schedules import sparsity_at
-from hf_mamba_prune.texts.sequences import REPAIR_PARTS, SCORE_PARTS, part_of_step, sample_sequences
+from hf_mamba_prune.texts.sequences import REPAIR_PARTS, SCORE_PARTS, check_ids, part_of_step, sample_sequences
 from hf_mamba_prune.texts.sources import TextSource
 from hf_mamba_prune.training.demands import check_gradual, check_steps
 from hf_mamba_prune.training.gradual import GradualPruner
@@ -111,11 +111,13 @@ def prepare(
             raise ValueError("scores and reconstruction are measured on data: give a calibration text.")
         shape = config.calibration_samples, config.calibration_length
         sequences = sample_sequences(calibration, tokenizer, *shape, config.seed)
+        check_ids(sequences, model, f"the text {calibration.name}")
     tokens = None
     if recovery is not None:
         if gradual:
             lay_out(GradualPruner(model, config, sequences), recovery)
         tokens = training_tokens(tokenizer, recovery, config.seed)
+        check_ids(tokens, model, f"the text {recovery.text.name}")
     return ReadyToPrune(
         model=model,
         tokenizer=tokenizer,
@@ -184,6 +186,7 @@ class ReadyToPrune:
             costs=meter.costs,
             versions=versions(),
             hardware=hardware(model.device, native.plugged(model)),
+            warnings=self.origin.left_out,
         )
 
     def _measured(self) -> tuple[tuple[LanguageMetrics, ...], tuple[TaskMetrics, ...]]:

@@ -22,6 +22,7 @@ from hf_mamba_prune.files.saving import check_output, whole_folder
 from hf_mamba_prune.measure.environment import hardware
 from hf_mamba_prune.measure.speed import TokenClock, compare_speeds, file_bytes
 from hf_mamba_prune.packed import INDEX_NAME, is_packed, write_packed_model
+from hf_mamba_prune.texts.sequences import check_ids
 
 
 def pack(wanted: PackOptions, shown: OutputOptions) -> None:
@@ -75,6 +76,7 @@ def generate(wanted: GenerateOptions) -> None:
         inputs = tokenizer(wanted.prompt, return_tensors="pt").to(found.device)
         if inputs.input_ids.shape[1] == 0:
             raise ValueError("the prompt is empty: give at least one word.")
+        check_ids(inputs.input_ids, found, "the prompt")
         streamer = _SpeedStreamer(tokenizer)
         torch.manual_seed(wanted.seed)
         sampling: dict[str, Any] = {"do_sample": False}
