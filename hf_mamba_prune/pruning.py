@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mamba_prune import native
 from hf_mamba_prune.config import PruningConfig
-from hf_mamba_prune.files.origin import Origin, model_facts
+from hf_mamba_prune.files.origin import Origin, model_facts, shown_command
 from hf_mamba_prune.files.saving import round_to
 from hf_mamba_prune.masks.allocations import Curves
 from hf_mamba_prune.masks.budget import Budget, allocate, total_to_prune
@@ -173,7 +173,7 @@ class ReadyToPrune:
             after, tasks_after = self._measured()
         return PruningReport(
             config=self.config.to_dict(),
-            command=self.origin.command,
+            command=shown_command(self.origin.command),
             model=facts,
             sparsity=sparsity,
             calibration=None if self.sequences is None else _calibration_facts(self.text or "", self.sequences),

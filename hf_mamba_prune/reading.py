@@ -18,6 +18,8 @@ MOST_BYTES = 256 << 20
 MOST_CARD_BYTES = 1 << 18
 """Of a card's front matter, which a parser in Python takes seconds for."""
 
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
+
 
 def parse_json(text: str | bytes, what: str) -> Any:
     """The value that a JSON text holds.
@@ -110,3 +112,8 @@ def _depth_above(value: object, limit: int) -> bool:
         if not level:
             return False
     return True
+
+
+def is_word(value: object) -> bool:
+    """Whether a value may stand as a license or language in a card: a short identifier, not somebody's text."""
+    return isinstance(value, str) and _WORD.fullmatch(value) is not None

@@ -22,6 +22,7 @@ from hf_mamba_prune.files.saving import check_output, whole_folder
 from hf_mamba_prune.measure.environment import hardware
 from hf_mamba_prune.measure.speed import TokenClock, compare_speeds, file_bytes
 from hf_mamba_prune.packed import INDEX_NAME, is_packed, write_packed_model
+from hf_mamba_prune.publish.escapes import for_terminal
 from hf_mamba_prune.texts.sequences import check_ids
 
 
@@ -62,6 +63,9 @@ class _SpeedStreamer(TextStreamer):
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(tokenizer, skip_prompt=False, skip_special_tokens=True)
         self.clock = TokenClock()
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        super().on_finalized_text(for_terminal(text), stream_end)
 
     def put(self, value: torch.Tensor) -> None:
         self.clock.put(value)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_mamba_prune.reading import read_front_matter
-
-_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
-"""Licenses and languages on the Hub are short identifiers; anything else would be somebody's text in our card."""
+from hf_mamba_prune.reading import is_word, read_front_matter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +44,3 @@ def read_card(folder: Path) -> CardFacts:
         if wrong
     ]
     return CardFacts(license=license if is_word(license) else None, language=known, left_out=tuple(left))
-
-
-def is_word(value: object) -> bool:
-    """Whether a value may stand as a license or language."""
-    return isinstance(value, str) and _WORD.fullmatch(value) is not None

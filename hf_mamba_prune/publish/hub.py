@@ -13,6 +13,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, RepositoryNotFoundError
 
 from hf_mamba_prune.publish.card import CARD_NAME, default_name, render_card
+from hf_mamba_prune.publish.escapes import in_line
 from hf_mamba_prune.report import PruningReport
 
 POOR_RATIO = 1.5
@@ -169,7 +170,7 @@ def push_folder(folder: Path, choice: PushChoice) -> str:
         done = api.create_commit(
             choice.repo,
             operations,
-            commit_message=f"{report.model.id} pruned to {report.sparsity.prunable.sparsity:.0%} by hf-mamba-prune",
+            commit_message=f"{in_line(report.model.id)} pruned to {report.sparsity.prunable.sparsity:.0%} by hf-mamba-prune",
             create_pr=choice.create_pr,
             revision=choice.revision,
         )
