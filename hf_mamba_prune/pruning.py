@@ -16,7 +16,7 @@ from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.files.origin import Origin, model_facts, shown_command
 from hf_mamba_prune.files.saving import round_to
 from hf_mamba_prune.masks.allocations import Curves
-from hf_mamba_prune.masks.budget import Budget, allocate, total_to_prune
+from hf_mamba_prune.masks.budget import Budget, allocate, refuse_sparser, total_to_prune
 from hf_mamba_prune.masks.calibration import Statistics, calibrate, check_inputs
 from hf_mamba_prune.masks.model import apply_masks, masks_within, scores_of_model
 from hf_mamba_prune.masks.scores import build_score
@@ -105,6 +105,7 @@ def prepare(
     """
     gradual = recovery is not None and recovery.gradual
     targets = check_fit(model, config, recovery.steps if recovery is not None and gradual else None)
+    refuse_sparser(model, targets, config)
     sequences = None
     if reads_calibration(config, gradual):
         if calibration is None:

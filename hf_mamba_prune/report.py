@@ -272,6 +272,12 @@ class PruningReport:
     warnings: tuple[str, ...] = ()
     format_version: int = field(default=FORMAT_VERSION)
 
+    @property
+    def parent(self) -> str:
+        """What the model was before, in a word: `dense`, unless a hundredth of what may be pruned was zero already."""
+        found = self.sparsity.prunable
+        return "dense" if found.zeros_before < 0.01 * found.weights else "parent"
+
     def perplexity_ratio(self) -> float | None:
         """Perplexity after / before on the first text; None when nothing was evaluated."""
         return self.after[0].perplexity / self.before[0].perplexity if self.before and self.after else None

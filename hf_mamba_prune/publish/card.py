@@ -49,8 +49,9 @@ def render_card(report: PruningReport, repo: str | None = None) -> str:
 
 
 def default_name(report: PruningReport) -> str:
-    """`state-spaces/mamba-370m` at 0.7 -> `mamba-370m-pruned-70`."""
-    return f"{report.model.id.split('/')[-1]}-pruned-{round(100 * report.sparsity.asked)}"
+    """`state-spaces/mamba-370m` at 0.7 -> `mamba-370m-pruned-70`; at what came of it where that is more."""
+    found = max(report.sparsity.asked, report.sparsity.prunable.sparsity)
+    return f"{report.model.id.split('/')[-1]}-pruned-{round(100 * found)}"
 
 
 def base_model(report: PruningReport) -> str | None:
@@ -93,13 +94,13 @@ def _results(report: PruningReport) -> list[EvalResult]:
                     dataset_split=split or ("test" if dataset else None),
                     metric_type=metric,
                     metric_value=getattr(pruned, metric),
-                    metric_name=f"{metric.replace('_', ' ')} (dense: {getattr(dense, metric):.4f})",
+                    metric_name=f"{metric.replace('_', ' ')} ({report.parent}: {getattr(dense, metric):.4f})",
                 )
             )
     dense = {(found.task, found.metric): found.value for found in report.tasks_before}
     for found in report.tasks_after:
         before = dense.get((found.task, found.metric))
-        note = "" if before is None else f", zero-shot (dense: {before:.4f})"
+        note = "" if before is None else f", zero-shot ({report.parent}: {before:.4f})"
         results.append(
             EvalResult(
                 task_type=report.model.pipeline,
@@ -138,6 +139,8 @@ def _values(report: PruningReport, repo: str) -> dict[str, object]:
         "repo": repo,
         "base_model": base_model(report),
         "model": report.model,
+        "parent": report.parent,
+        "parent_sparsity": f"{facts.prunable.zeros_before / max(1, facts.prunable.weights):.2%}",
         "quality": [_quality(*pair) for pair in zip(report.before, report.after, strict=True)],
         "tasks": _tasks(report),
         "harness": report.versions.get("lm-eval") if report.tasks_before else None,
