@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+from hf_mamba_prune.reading import read_json
 from hf_mamba_prune.schedules import SCHEDULES, steps_for
 
 CONFIG_NAME = "pruning_config.json"
@@ -228,10 +229,7 @@ class PruningConfig:
             path = _downloaded(str(source), revision)
         if path is None or not path.is_file():
             raise ValueError(f"{source} holds no {CONFIG_NAME}: it was not pruned by hf-mamba-prune.")
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not JSON: {error}.") from error
+        values = read_json(path)
         if not isinstance(values, dict):
             raise ValueError(f"{path} holds a {type(values).__name__}; expected an object.")
         return cls.from_dict(values)

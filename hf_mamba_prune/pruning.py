@@ -13,10 +13,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mamba_prune import native
 from hf_mamba_prune.config import PruningConfig
-from hf_mamba_prune.files.origin import Origin, model_facts
+from hf_mamba_prune.files.origin import Origin, model_facts, shown_command
 from hf_mamba_prune.files.saving import round_to
 from hf_mamba_prune.masks.allocations import Curves
-from hf_mamba_prune.masks.budget import Budget, allocate, total_to_prune
+from hf_mamba_prune.masks.budget import Budget, allocate, refuse_sparser, total_to_prune
 from hf_mamba_prune.masks.calibration import Statistics, calibrate, check_inputs
 from hf_mamba_prune.masks.model import apply_masks, masks_within, scores_of_model
 from hf_mamba_prune.masks.scores import build_score
@@ -39,7 +39,7 @@ from hf_mamba_prune.report import (
     TaskMetrics,
 )
 from hf_mamba_prune.schedules import sparsity_at
-from hf_mamba_prune.texts.sequences import REPAIR_PARTS, SCORE_PARTS, part_of_step, sample_sequences
+from hf_mamba_prune.texts.sequences import REPAIR_PARTS, SCORE_PARTS, check_ids, part_of_step, sample_sequences
 from hf_mamba_prune.texts.sources import TextSource
 from hf_mamba_prune.training.demands import check_gradual, check_steps
 from hf_mamba_prune.training.gradual import GradualPruner
@@ -105,17 +105,20 @@ def prepare(
     """
     gradual = recovery is not None and recovery.gradual
     targets = check_fit(model, config, recovery.steps if recovery is not None and gradual else None)
+    refuse_sparser(model, targets, config)
     sequences = None
     if reads_calibration(config, gradual):
         if calibration is None:
             raise ValueError("scores and reconstruction are measured on data: give a calibration text.")
         shape = config.calibration_samples, config.calibration_length
         sequences = sample_sequences(calibration, tokenizer, *shape, config.seed)
+        check_ids(sequences, model, f"the text {calibration.name}")
     tokens = None
     if recovery is not None:
         if gradual:
             lay_out(GradualPruner(model, config, sequences), recovery)
         tokens = training_tokens(tokenizer, recovery, config.seed)
+        check_ids(tokens, model, f"the text {recovery.text.name}")
     return ReadyToPrune(
         model=model,
         tokenizer=tokenizer,
@@ -171,7 +174,7 @@ class ReadyToPrune:
             after, tasks_after = self._measured()
         return PruningReport(
             config=self.config.to_dict(),
-            command=self.origin.command,
+            command=shown_command(self.origin.command),
             model=facts,
             sparsity=sparsity,
             calibration=None if self.sequences is None else _calibration_facts(self.text or "", self.sequences),
@@ -184,6 +187,7 @@ class ReadyToPrune:
             costs=meter.costs,
             versions=versions(),
             hardware=hardware(model.device, native.plugged(model)),
+            warnings=self.origin.left_out,
         )
 
     def _measured(self) -> tuple[tuple[LanguageMetrics, ...], tuple[TaskMetrics, ...]]:

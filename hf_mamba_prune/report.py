@@ -7,6 +7,8 @@ import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from hf_mamba_prune.reading import read_json
+
 REPORT_NAME = "report.json"
 FORMAT_VERSION = 1
 
@@ -249,6 +251,7 @@ class PruningReport:
         costs: seconds and memory of every step.
         versions: of the packages that matter.
         hardware: processor, cores, memory, device, kernels.
+        warnings: what did not come out as it should have, or was left out, one sentence each.
     """
 
     config: dict
@@ -266,7 +269,14 @@ class PruningReport:
     speeds: tuple[SpeedFacts, ...] = ()
     tasks_before: tuple[TaskMetrics, ...] = ()
     tasks_after: tuple[TaskMetrics, ...] = ()
+    warnings: tuple[str, ...] = ()
     format_version: int = field(default=FORMAT_VERSION)
+
+    @property
+    def parent(self) -> str:
+        """What the model was before, in a word: `dense`, unless a hundredth of what may be pruned was zero already."""
+        found = self.sparsity.prunable
+        return "dense" if found.zeros_before < 0.01 * found.weights else "parent"
 
     def perplexity_ratio(self) -> float | None:
         """Perplexity after / before on the first text; None when nothing was evaluated."""
@@ -287,18 +297,24 @@ class PruningReport:
         """Read `report.json` of a folder.
 
         Raises:
-            ValueError: there is none, or it is of another format.
+            ValueError: there is none, it is of another format, or somebody changed its shape.
         """
         path = Path(folder) / REPORT_NAME
         if not path.is_file():
             raise ValueError(f"{folder} holds no {REPORT_NAME}: it was not written by hf-mamba-prune.")
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if values.get("format_version") != FORMAT_VERSION:
+        values = read_json(path)
+        version = values.get("format_version") if isinstance(values, dict) else None
+        if version != FORMAT_VERSION:
             raise ValueError(
-                f"{path} has format {values.get('format_version')}; this version reads {FORMAT_VERSION}: "
+                f"{path} has format {version!r}; this version reads {FORMAT_VERSION}: "
                 "use the version of hf-mamba-prune that wrote it."
             )
-        return cls.from_dict(values)
+        try:
+            return cls.from_dict(values)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(
+                f"{path} is damaged: it is not a report as hf-mamba-prune writes it ({error})."
+            ) from error
 
     @classmethod
     def from_dict(cls, values: dict) -> PruningReport:
@@ -315,6 +331,7 @@ class PruningReport:
         kinds |= {"speeds": SpeedFacts, "tasks_before": TaskMetrics, "tasks_after": TaskMetrics}
         for key, kind in kinds.items():
             values[key] = tuple(kind(**item) for item in values.get(key, ()))
+        values["warnings"] = tuple(values.get("warnings", ()))
         return cls(**values)
 
 

@@ -14,6 +14,7 @@ import typer
 from hf_mamba_prune.command import option_groups as g
 from hf_mamba_prune.command import options as o
 from hf_mamba_prune.command.flattened import flattened
+from hf_mamba_prune.publish.escapes import for_terminal
 from hf_mamba_prune.recipes import find_recipe
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
@@ -31,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, RuntimeError, OSError) as error:
         if "--debug" in arguments:
             raise
-        message = " ".join(str(error).split()) or type(error).__name__
+        message = for_terminal(" ".join(str(error).split())) or type(error).__name__
         print(f"hf-mamba-prune: error: {message}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ValueError) else 1)
 

@@ -22,6 +22,8 @@ from hf_mamba_prune.files.saving import check_output, whole_folder
 from hf_mamba_prune.measure.environment import hardware
 from hf_mamba_prune.measure.speed import TokenClock, compare_speeds, file_bytes
 from hf_mamba_prune.packed import INDEX_NAME, is_packed, write_packed_model
+from hf_mamba_prune.publish.escapes import for_terminal
+from hf_mamba_prune.texts.sequences import check_ids
 
 
 def pack(wanted: PackOptions, shown: OutputOptions) -> None:
@@ -62,6 +64,9 @@ class _SpeedStreamer(TextStreamer):
         super().__init__(tokenizer, skip_prompt=False, skip_special_tokens=True)
         self.clock = TokenClock()
 
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        super().on_finalized_text(for_terminal(text), stream_end)
+
     def put(self, value: torch.Tensor) -> None:
         self.clock.put(value)
         super().put(value)
@@ -75,6 +80,7 @@ def generate(wanted: GenerateOptions) -> None:
         inputs = tokenizer(wanted.prompt, return_tensors="pt").to(found.device)
         if inputs.input_ids.shape[1] == 0:
             raise ValueError("the prompt is empty: give at least one word.")
+        check_ids(inputs.input_ids, found, "the prompt")
         streamer = _SpeedStreamer(tokenizer)
         torch.manual_seed(wanted.seed)
         sampling: dict[str, Any] = {"do_sample": False}

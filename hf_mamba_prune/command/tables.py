@@ -29,7 +29,7 @@ def show_report(console: Console, report: PruningReport, output: Path) -> None:
         console.print(f"\nHeld at the ceiling of {report.config['ceiling']:.0%}: {', '.join(names[:3])}{more}.")
     if report.recovery is not None:
         facts = report.recovery
-        how = "distilled from the dense model" if facts.distilled else "by cross-entropy"
+        how = f"distilled from the {report.parent} model" if facts.distilled else "by cross-entropy"
         how += " and by cross-entropy" if facts.distilled and report.config.get("ce_weight") else ""
         done = "Pruned while it was trained" if facts.gradual else "Trained"
         console.print(
@@ -41,6 +41,8 @@ def show_report(console: Console, report: PruningReport, output: Path) -> None:
     costs = ", ".join(f"{cost.step} {cost.seconds:.1f} s" for cost in report.costs)
     peak = max(cost.peak_bytes for cost in report.costs)
     console.print(f"\nTime: {costs}; peak memory {peak / 1e9:.2f} GB.")
+    for line in report.warnings:
+        console.print(f"\n{line}", soft_wrap=True)
     _show_next(console, report, output)
 
 
@@ -48,8 +50,8 @@ def _show_next(console: Console, report: PruningReport, output: Path) -> None:
     ratio = report.perplexity_ratio()
     if ratio is not None and ratio > POOR_RATIO:
         console.print(
-            f"\n[bold red]The perplexity rose to {ratio:.2f} x dense: this model is badly hurt.[/] Try a lower "
-            "--sparsity or more --calibration-samples; leave score, allocation and reconstruction at their defaults."
+            f"\n[bold red]The perplexity rose to {ratio:.2f} x {report.parent}: this model is badly hurt.[/] Try a "
+            "lower --sparsity or more --calibration-samples; leave score, allocation and reconstruction at their defaults."
         )
     packed = {f"hf-mamba-prune generate {output} PROMPT": "run the packed weights"} if report.speeds else {}
     steps = {
@@ -75,7 +77,7 @@ def _show(console: Console, title: str, table: Table) -> None:
 
 
 def _quality_table(report: PruningReport) -> Table:
-    table = _table("", "dense", "pruned", "")
+    table = _table("", report.parent, "pruned", "")
     for before, after in zip(report.before, report.after, strict=True):
         ratio = f"{after.perplexity / before.perplexity:.3f} x"
         table.add_row(f"perplexity, {before.text}", f"{before.perplexity:.2f}", f"{after.perplexity:.2f}", ratio)

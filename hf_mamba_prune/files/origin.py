@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
@@ -23,6 +26,7 @@ class Origin:
         saved_dtype: in which the result will be saved; None means the model's own.
         license: of the model's card.
         language: of the model's card.
+        left_out: what of that card could not be used, one sentence each.
     """
 
     id: str
@@ -31,7 +35,45 @@ class Origin:
     saved_dtype: torch.dtype | None = None
     license: str | None = None
     language: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
+
+def shown_name(name: str) -> str:
+    """A file or folder by its last part, for what is published: where it lies is nobody's business.
+
+    Args:
+        name: path, Hub id or anything else, which come back as they are.
+    """
+    path = Path(name).expanduser()
+    local = name.startswith(("/", ".", "~")) or "\\" in name or name.count("/") > 1 or _exists(path)
+    return re.split(r"[/\\]", os.path.abspath(path).rstrip("/\\"))[-1] if local else name
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long for a name, or a null byte
+        return False
+
+
+def shown_command(command: str | None) -> str | None:
+    """A command line whose files and folders are named by their last part, as `shown_name` does."""
+    if command is None:
+        return None
+    shown, before = [], ""
+    for argument in shlex.split(command):
+        option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+        output = before in _OUTPUTS or option in _OUTPUTS
+        pieces = [value] if output or _exists(Path(value).expanduser()) else value.split(",")
+        names = [
+            shown_name(os.path.abspath(piece)) if output else shown_name(piece) if piece else "" for piece in pieces
+        ]
+        shown.append(argument if argument.startswith("--") and not equals else option + equals + ",".join(names))
+        before = argument
+    return shlex.join(shown)
+
+
+_OUTPUTS = ("--output", "-o")
 
 _HEADS = {
     "ForSequenceClassification": ("AutoModelForSequenceClassification", "text-classification"),
@@ -42,8 +84,9 @@ _HEADS = {
 
 def model_facts(model: PreTrainedModel, origin: Origin) -> ModelFacts:
     """What a model is before it is pruned."""
+    auto_class, pipeline = _use(type(model).__name__)
     return ModelFacts(
-        id=origin.id,
+        id=shown_name(origin.id),
         revision=origin.revision,
         model_type=model.config.model_type,
         parameters=sum(p.numel() for p in model.parameters()),
@@ -52,12 +95,11 @@ def model_facts(model: PreTrainedModel, origin: Origin) -> ModelFacts:
         weights_sha256=weights_sha256(model),
         license=origin.license,
         language=origin.language,
-        **_use(type(model).__name__),
+        auto_class=auto_class,
+        pipeline=pipeline,
     )
 
 
-def _use(name: str) -> dict[str, Any]:
-    for end, (auto_class, pipeline) in _HEADS.items():
-        if name.endswith(end):
-            return {"auto_class": auto_class, "pipeline": pipeline}
-    return {}
+def _use(name: str) -> tuple[str, str]:
+    found = (use for end, use in _HEADS.items() if name.endswith(end))
+    return next(found, ("AutoModelForCausalLM", "text-generation"))

@@ -1,19 +1,33 @@
 """Checkpoints in the layout of the `state-spaces` repositories, which transformers no longer reads.
 
-Their config.json has `d_model` and `n_layer` but no `model_type`; the weights are a pickle; there is no tokenizer.
+Their config.json has `d_model` and `n_layer` but no `model_type`; the weights are a pickle or safetensors, as they
+are or wrapped by a training loop; there is no tokenizer.
 """
 
 from __future__ import annotations
 
 import math
-import pickle
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from transformers import Mamba2Config, Mamba2ForCausalLM, MambaConfig, MambaForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    Mamba2Config,
+    MambaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from hf_mamba_prune.files.fields import check_fields, wrong_field
+from hf_mamba_prune.files.weights import WHOLE, read_state, weight_files
 
 TOKENIZER = "EleutherAI/gpt-neox-20b"
-WEIGHTS = "pytorch_model.bin"
+OLD_NAME = "backbone.embedding."
+"""Of the embeddings, in this layout and in early ones of transformers; `backbone.embeddings.` today."""
+
+_VOCABULARY = 50277
+"""What the original code takes where a config says nothing."""
 
 # Of ssm_cfg: what is read, or only says how a training begins or which code runs.
 _READ = frozenset(
@@ -32,13 +46,20 @@ def is_original_layout(values: dict) -> bool:
     return "model_type" not in values and "d_model" in values and "n_layer" in values
 
 
-def convert_config(values: dict) -> MambaConfig | Mamba2Config:
+def convert_config(values: dict, source: str = "the checkpoint") -> MambaConfig | Mamba2Config:
     """config.json of the original layout -> the transformers config of the same model.
 
+    Args:
+        values: of config.json.
+        source: Hub id or folder, for errors.
+
     Raises:
-        ValueError: the config asks for something that transformers' Mamba does not have.
+        ValueError: the config asks for something that transformers' Mamba does not have, or holds a wrong value.
     """
-    ssm = dict(values.get("ssm_cfg") or {})
+    given = values.get("ssm_cfg") or {}
+    if not isinstance(given, dict):
+        raise ValueError(wrong_field(source, "ssm_cfg", given, "a mapping"))
+    ssm = dict(given)
     kind = ssm.pop("layer", "Mamba1")
     if values.get("attn_layer_idx") or values.get("d_intermediate"):
         raise ValueError("this checkpoint mixes Mamba with attention or MLP layers, which is not supported.")
@@ -48,11 +69,10 @@ def convert_config(values: dict) -> MambaConfig | Mamba2Config:
     other = {name: value for name, value in ssm.items() if name not in _READ and value not in _ONLY.get(name, ())}
     if other:
         raise ValueError(f"this checkpoint has {other} in its ssm_cfg, which transformers' Mamba cannot do.")
-    multiple = values.get("pad_vocab_size_multiple", 8)
     common = dict(
         hidden_size=values["d_model"],
         num_hidden_layers=values["n_layer"],
-        vocab_size=-(-values["vocab_size"] // multiple) * multiple,
+        vocab_size=_padded_vocabulary(values, source),
         expand=ssm.get("expand", 2),
         conv_kernel=ssm.get("d_conv", 4),
         use_bias=ssm.get("bias", False),
@@ -64,55 +84,75 @@ def convert_config(values: dict) -> MambaConfig | Mamba2Config:
         eos_token_id=0,
         pad_token_id=0,
     )
+    check_fields(common, source)
     if kind == "Mamba1":
-        return MambaConfig(state_size=ssm.get("d_state", 16), time_step_rank=ssm.get("dt_rank", "auto"), **common)
-    head_dim = ssm.get("headdim", 64)
-    return Mamba2Config(
+        own = dict(state_size=ssm.get("d_state", 16), time_step_rank=ssm.get("dt_rank", "auto"))
+        check_fields(own, source)
+        return MambaConfig(**own, **common)
+    own = dict(
         state_size=ssm.get("d_state", 128),
-        head_dim=head_dim,
-        num_heads=common["expand"] * common["hidden_size"] // head_dim,
+        head_dim=ssm.get("headdim", 64),
         n_groups=ssm.get("ngroups", 1),
         chunk_size=ssm.get("chunk_size", 256),
-        time_step_limit=tuple(ssm.get("dt_limit", (0.0, math.inf))),
-        **common,
+        time_step_limit=ssm.get("dt_limit", (0.0, math.inf)),
     )
+    check_fields(own, source)
+    inner = common["expand"] * common["hidden_size"]
+    heads = inner // own["head_dim"]
+    if heads * own["head_dim"] != inner or heads % own["n_groups"]:
+        raise ValueError(f"config.json of {source} has headdim {own['head_dim']} and ngroups {own['n_groups']}, which "
+                         f"do not divide its {inner} channels.")  # fmt: skip
+    own["time_step_limit"] = tuple(own["time_step_limit"])
+    return Mamba2Config(num_heads=heads, **own, **common)
 
 
-def load_original(folder: Path, values: dict, dtype: torch.dtype | None) -> PreTrainedModel:
-    """Build the transformers model of a folder in the original layout, with every weight accounted for.
+def _padded_vocabulary(values: dict, source: str) -> int:
+    """Rows of the embeddings: the original code pads them."""
+    size, multiple = values.get("vocab_size", _VOCABULARY), values.get("pad_vocab_size_multiple", 8)
+    check_fields({"vocab_size": size}, source)
+    if not isinstance(multiple, int) or isinstance(multiple, bool) or multiple < 1:
+        raise ValueError(wrong_field(source, "pad_vocab_size_multiple", multiple, "a whole number of at least 1"))
+    return -(-size // multiple) * multiple
 
-    The pickle is read with `weights_only`, which executes nothing.
+
+def load_original(folder: Path, config: PreTrainedConfig, dtype: torch.dtype | None) -> PreTrainedModel:
+    """Build the transformers model of a folder whose weights have other names, with every weight accounted for.
 
     Args:
-        folder: holds `pytorch_model.bin`.
-        values: its config.json.
+        folder: holds the weights.
+        config: of the model.
         dtype: of the model; None means that of the checkpoint.
 
     Raises:
-        ValueError: no weights, a pickle that holds more than tensors, or keys that do not fit the config.
+        ValueError: no weights, a file that holds more than tensors, or keys that do not fit the config.
     """
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise ValueError(f"{folder} is in the original state-spaces layout but holds no {WEIGHTS}.")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is not a whole checkpoint of plain tensors: damaged, or more than that.") from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ValueError(f"{path} is not a whole checkpoint of plain tensors: it holds something else.")
-    state = {key.replace("backbone.embedding.", "backbone.embeddings."): value for key, value in state.items()}
-    config = convert_config(values)
-    if config.tie_word_embeddings:
-        state["lm_head.weight"] = state.get("backbone.embeddings.weight")
+    paths = weight_files(folder)
+    if not paths:
+        raise ValueError(f"{folder} is in the original state-spaces layout but holds no {' or '.join(WHOLE)}.")
+    state = {key.replace(OLD_NAME, "backbone.embeddings."): v for path in paths for key, v in read_state(path).items()}
+    if config.tie_word_embeddings and "backbone.embeddings.weight" in state:
+        state["lm_head.weight"] = state["backbone.embeddings.weight"]
     norm = state.get("backbone.norm_f.weight", torch.empty(0))
     config.dtype = dtype or norm.dtype
-    kind = MambaForCausalLM if config.model_type == "mamba" else Mamba2ForCausalLM
     with torch.device("meta"):
-        model = kind(config)
+        model = AutoModelForCausalLM.from_config(config)
+    _check_fit(paths[0].name if len(paths) == 1 else str(folder), model.state_dict(), state)
     model = model.to_empty(device="cpu").to(config.dtype)
-    try:
-        model.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise ValueError(f"{path} does not fit its config.json: {error}") from error
+    model.load_state_dict(state, strict=True)
     model.tie_weights()
     return model.eval()
+
+
+def _check_fit(what: str, wanted: Mapping[str, torch.Tensor], held: Mapping[str, torch.Tensor]) -> None:
+    both = wanted.keys() & held.keys()
+    problems = {
+        "missing": wanted.keys() - held.keys(),
+        "unexpected": held.keys() - wanted.keys(),
+        "mismatched": {name for name in both if wanted[name].shape != held[name].shape},
+    }
+    for kind, names in problems.items():
+        if names:
+            raise ValueError(
+                f"{what} does not fit its config.json: {len(names)} {kind} keys, such as "
+                f"{', '.join(sorted(names)[:3])}."
+            )

@@ -10,7 +10,7 @@ from hf_mamba_prune.files.saving import check_output, whole_folder
 from hf_mamba_prune.job.choices import EvaluationChoice, ModelChoice
 from hf_mamba_prune.measure.analysis import LEVELS, Analysis, analyze
 from hf_mamba_prune.publish.figures import draw_analysis
-from hf_mamba_prune.texts.sequences import sample_sequences
+from hf_mamba_prune.texts.sequences import check_ids, sample_sequences
 from hf_mamba_prune.texts.sources import read_text
 
 
@@ -57,6 +57,7 @@ class AnalysisJob:
         evaluation = self.evaluation.read()
         evaluation.check(tokenizer)
         with self.model.open(tokenizer) as loaded:
+            check_ids(sequences, loaded.model, f"the text {calibration.name}")
             found = analyze(loaded.model, tokenizer, sequences, evaluation, config, levels=self.levels)
         with whole_folder(self.output) as folder:
             found.save(folder)

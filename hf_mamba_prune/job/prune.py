@@ -208,6 +208,7 @@ def _origin(loaded: LoadedModel, command: str | None) -> Origin:
         command=command,
         saved_dtype=loaded.saved_dtype,
         license=loaded.license,
+        left_out=loaded.left_out,
         language=loaded.language,
     )
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from torch import nn
+
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.masks.allocations import ALLOCATIONS, Curves, ScoresOf, weights_gone
 from hf_mamba_prune.masks.slots import Slot, divide_above, make_slots, weights_to_prune
 from hf_mamba_prune.models.shards import WHOLE, Shard
 from hf_mamba_prune.models.targets import Target
+
+_STRAY = 0.001
+"""Share of weights that may be zero beyond what was asked for by chance: small ones, rounded to a lower precision."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +77,26 @@ def total_to_prune(targets: Sequence[Target], config: PruningConfig, sparsity: f
             "tensor: raise the ceiling."
         )
     return total
+
+
+def refuse_sparser(model: nn.Module, targets: Sequence[Target], config: PruningConfig) -> None:
+    """Refuse a model that has more zeros than are asked for: none would be added, and none can be taken back.
+
+    A pattern is left alone, as more zeros than it needs may still stand in the wrong places.
+
+    Raises:
+        ValueError: it has.
+    """
+    if config.n_of_m is not None or config.sparsity is None:
+        return
+    size = sum(target.size for target in targets)
+    gone = sum(int((target.weight(model) == 0).sum()) for target in targets)
+    if gone > total_to_prune(targets, config, config.sparsity) + _STRAY * size:
+        raise ValueError(
+            f"{gone:,} of the {size:,} prunable weights are zero already, {gone / size:.1%}, which is more than a "
+            f"sparsity of {config.sparsity:.6g} asks for: nothing would be removed. Ask for more, or take the dense "
+            "model."
+        )
 
 
 def allocate(

@@ -18,6 +18,7 @@ from hf_mamba_prune.measure.metrics import BitsPerByte, Perplexity
 from hf_mamba_prune.measure.zero_shot import ZeroShot
 from hf_mamba_prune.progress import tell, track
 from hf_mamba_prune.report import LanguageMetrics
+from hf_mamba_prune.texts.sequences import check_ids
 from hf_mamba_prune.texts.sources import TextSource
 
 _HEAD_TOKENS = 256
@@ -85,6 +86,7 @@ class Evaluation:
         stride = self.window if self.stride is None else self.stride
         ids = torch.tensor(_token_ids(tokenizer, source.joined()))
         _refuse_short(source, len(ids))
+        check_ids(ids, model, f"the evaluation text {source.name}")
         spans = _spans(len(ids), self.window, stride)[: self.max_windows]
         started = time.perf_counter()
         losses = _losses(model, ids, spans)

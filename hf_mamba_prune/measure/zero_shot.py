@@ -5,21 +5,25 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-import json
 import logging
 import math
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
+import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mamba_prune.config import closest
 from hf_mamba_prune.masks.calibration import evaluation_mode
 from hf_mamba_prune.progress import is_silent
+from hf_mamba_prune.reading import parse_json
 from hf_mamba_prune.report import TaskMetrics
+from hf_mamba_prune.texts.sequences import check_ids
 
 METRICS = ("acc", "acc_norm", "exact_match", "f1", "perplexity", "word_perplexity", "bits_per_byte")
 """Those that are taken over from what the harness measures."""
@@ -102,7 +106,7 @@ class ZeroShot:
 
         quiet = is_silent() or not sys.stderr.isatty()
         silence = contextlib.redirect_stderr(io.StringIO()) if quiet else contextlib.nullcontext()
-        with evaluation_mode(model), silence:
+        with evaluation_mode(model), silence, _only_known_tokens(model):
             manager = _manager(defaults=not all(map(_is_file, self.tasks)))
             loaded = manager.load([_file_task(Path(task)) if _is_file(task) else task for task in self.tasks])
             asked = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=self.batch_size)
@@ -115,6 +119,20 @@ class ZeroShot:
             for name, value in found["results"][task].items()
             if name.split(",")[0] in METRICS and isinstance(value, int | float)
         )
+
+
+@contextlib.contextmanager
+def _only_known_tokens(model: PreTrainedModel) -> Iterator[None]:
+    """Refuse a token without an embedding when it comes: the harness tokenizes on its own."""
+
+    def check(module: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        check_ids(given[0], model, "a task")
+
+    handle = model.get_input_embeddings().register_forward_pre_hook(check)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _is_file(task: str) -> bool:
@@ -140,10 +158,7 @@ def _read_rows(path: Path) -> list[dict]:
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}, is not JSON.") from error
+        row = parse_json(line, f"{path}, line {number},")
         kept = {"text": row["text"].strip()} if _is_words(row) else row
         if _is_choice(row):
             kept = {name: row[name] for name in ("query", "choices", "gold")}

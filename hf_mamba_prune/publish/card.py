@@ -9,6 +9,8 @@ from importlib import resources
 import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
+from hf_mamba_prune.publish.escapes import Plain, for_address, for_code, for_markdown, for_string, in_line
+from hf_mamba_prune.reading import is_word
 from hf_mamba_prune.report import PruningReport, SpeedFacts, TaskMetrics
 from hf_mamba_prune.texts.sources import hub_dataset
 
@@ -47,8 +49,9 @@ def render_card(report: PruningReport, repo: str | None = None) -> str:
 
 
 def default_name(report: PruningReport) -> str:
-    """`state-spaces/mamba-370m` at 0.7 -> `mamba-370m-pruned-70`."""
-    return f"{report.model.id.split('/')[-1]}-pruned-{round(100 * report.sparsity.asked)}"
+    """`state-spaces/mamba-370m` at 0.7 -> `mamba-370m-pruned-70`; at what came of it where that is more."""
+    found = max(report.sparsity.asked, report.sparsity.prunable.sparsity)
+    return f"{report.model.id.split('/')[-1]}-pruned-{round(100 * found)}"
 
 
 def base_model(report: PruningReport) -> str | None:
@@ -68,11 +71,11 @@ def card_data(report: PruningReport, repo: str) -> ModelCardData:
         base_model=base,
         base_model_relation="finetune" if base else None,
         pipeline_tag=report.model.pipeline,
-        license=report.model.license,
-        language=list(report.model.language) or None,
+        license=report.model.license if is_word(report.model.license) else None,
+        language=[word for word in report.model.language if is_word(word)] or None,
         datasets=list(datasets) or None,
         tags=list(TAGS),
-        model_name=repo.split("/")[-1] if results else None,
+        model_name=in_line(repo.split("/")[-1]) if results else None,
         eval_results=results or None,
     )
 
@@ -86,26 +89,26 @@ def _results(report: PruningReport) -> list[EvalResult]:
                 EvalResult(
                     task_type=report.model.pipeline,
                     dataset_type=dataset or _slug(pruned.text),
-                    dataset_name=pruned.text,
+                    dataset_name=in_line(pruned.text),
                     dataset_config=config,
                     dataset_split=split or ("test" if dataset else None),
                     metric_type=metric,
                     metric_value=getattr(pruned, metric),
-                    metric_name=f"{metric.replace('_', ' ')} (dense: {getattr(dense, metric):.4f})",
+                    metric_name=f"{metric.replace('_', ' ')} ({report.parent}: {getattr(dense, metric):.4f})",
                 )
             )
     dense = {(found.task, found.metric): found.value for found in report.tasks_before}
     for found in report.tasks_after:
         before = dense.get((found.task, found.metric))
-        note = "" if before is None else f", zero-shot (dense: {before:.4f})"
+        note = "" if before is None else f", zero-shot ({report.parent}: {before:.4f})"
         results.append(
             EvalResult(
                 task_type=report.model.pipeline,
                 dataset_type=_slug(found.task),
-                dataset_name=found.task,
-                metric_type=found.metric,
+                dataset_name=in_line(found.task),
+                metric_type=in_line(found.metric),
                 metric_value=found.value,
-                metric_name=f"{found.metric}{note}",
+                metric_name=f"{in_line(found.metric)}{note}",
             )
         )
     return results
@@ -116,9 +119,15 @@ def _slug(name: str) -> str:
 
 
 def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+    environment = jinja2.Environment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        finalize=for_markdown,  # whatever the template writes, unless a filter made it fit for code
     )
+    environment.filters |= {"code": for_code, "string": for_string, "address": for_address}
+    return environment
 
 
 def _values(report: PruningReport, repo: str) -> dict[str, object]:
@@ -130,6 +139,8 @@ def _values(report: PruningReport, repo: str) -> dict[str, object]:
         "repo": repo,
         "base_model": base_model(report),
         "model": report.model,
+        "parent": report.parent,
+        "parent_sparsity": f"{facts.prunable.zeros_before / max(1, facts.prunable.weights):.2%}",
         "quality": [_quality(*pair) for pair in zip(report.before, report.after, strict=True)],
         "tasks": _tasks(report),
         "harness": report.versions.get("lm-eval") if report.tasks_before else None,
@@ -152,7 +163,7 @@ def _values(report: PruningReport, repo: str) -> dict[str, object]:
             for count in facts.components
         ],
         "command": report.command,
-        "config": json.dumps(report.config, indent=2),
+        "config": Plain(json.dumps(report.config, indent=2)),
         "calibration": report.calibration,
         "recovery": report.recovery,
         "cross_entropy": bool(report.config.get("ce_weight")),

@@ -118,32 +118,34 @@ def _quality(report: PruningReport) -> Figure:
     figure = Figure(figsize=(3.4 * (texts + 1), 3.4), layout="constrained")
     axes = figure.subplots(1, texts + 1)
     for place, before, after in zip(axes, report.before, report.after, strict=False):
-        _perplexity_bars(place, before, after)
+        _perplexity_bars(place, before, after, report.parent)
     facts = report.sparsity.model
     _bars(
         axes[-1],
         "non-zero weights",
         (facts.weights - facts.zeros_before, facts.weights - facts.zeros),
         lambda value: f"{value / 1e6:.2f} M",
+        report.parent,
     )
     return figure
 
 
-def _perplexity_bars(axes: Axes, before: LanguageMetrics, after: LanguageMetrics) -> None:
+def _perplexity_bars(axes: Axes, before: LanguageMetrics, after: LanguageMetrics, parent: str) -> None:
     ratio = after.perplexity / before.perplexity
     _bars(
         axes,
-        f"perplexity, {_short(before.text)}\n{ratio:.3f} x dense, lower is better",
+        f"perplexity, {_short(before.text)}\n{ratio:.3f} x {parent}, lower is better",
         (before.perplexity, after.perplexity),
         lambda value: f"{value:,.1f}",
+        parent,
     )
 
 
-def _bars(axes: Axes, title: str, values: tuple[float, float], text) -> None:
-    axes.bar(["dense", "pruned"], values, color=[DENSE, PRUNED], width=0.6)
+def _bars(axes: Axes, title: str, values: tuple[float, float], text, parent: str) -> None:
+    axes.bar([parent, "pruned"], values, color=[DENSE, PRUNED], width=0.6)
     for place, value in enumerate(values):
         axes.annotate(text(value), (place, value), xytext=(0, 4), textcoords="offset points", ha="center", color=INK)
-    axes.set_title(title, loc="left", fontsize=10, color=INK)
+    axes.set_title(title, loc="left", fontsize=10, color=INK, parse_math=False)
     axes.set_ylim(0, max(values) * 1.15)
     axes.set_yticks([])
     axes.tick_params(length=0, colors=SOFT)

@@ -13,6 +13,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, RepositoryNotFoundError
 
 from hf_mamba_prune.publish.card import CARD_NAME, default_name, render_card
+from hf_mamba_prune.publish.escapes import in_line
 from hf_mamba_prune.report import PruningReport
 
 POOR_RATIO = 1.5
@@ -50,8 +51,8 @@ class PushChoice:
         ratio = report.perplexity_ratio()
         if ratio is not None and ratio > POOR_RATIO and not self.force:
             raise RuntimeError(
-                f"the perplexity is {ratio:.2f} x the dense one, above {POOR_RATIO:g} x: not pushed. Mend it with a "
-                "lower --sparsity, --recipe standard or more --calibration-samples, or push it with --force."
+                f"the perplexity is {ratio:.2f} x the {report.parent} one, above {POOR_RATIO:g} x: not pushed. Mend "
+                "it with a lower --sparsity, --recipe standard or more --calibration-samples, or push it with --force."
             )
 
     def resolve(self, name: str) -> PushChoice:
@@ -163,13 +164,13 @@ def push_folder(folder: Path, choice: PushChoice) -> str:
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     operations = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
     operations += [CommitOperationDelete(name) for name in sorted(held - files.keys() - {".gitattributes"})]
-    api = HfApi()
+    api, done_share = HfApi(), report.sparsity.prunable.sparsity
     with hub_errors(choice.repo):
         api.create_repo(choice.repo, private=choice.private or None, exist_ok=True)
         done = api.create_commit(
             choice.repo,
             operations,
-            commit_message=f"{report.model.id} pruned to {report.sparsity.prunable.sparsity:.0%} by hf-mamba-prune",
+            commit_message=f"{in_line(report.model.id)} pruned to {done_share:.0%} by hf-mamba-prune",
             create_pr=choice.create_pr,
             revision=choice.revision,
         )

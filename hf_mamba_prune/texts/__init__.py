@@ -1,4 +1,4 @@
 """Where text comes from and how it becomes sequences of token ids.
 
-`sources` reads files and data sets, `sequences` cuts and samples. May import: the ground.
+`sources` names them, `files` and `columns` read them, `sequences` cuts and samples. May import: the ground.
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mamba_prune.seeds import name_seed
 from hf_mamba_prune.texts.sources import TextSource
@@ -50,6 +50,26 @@ def sample_sequences(
                 f"of {length} tokens. Give more text, or for a calibration a smaller --calibration-length."
             )
     return torch.stack(windows)
+
+
+def check_ids(ids: torch.Tensor, model: PreTrainedModel, what: str) -> None:
+    """Refuse tokens that a model has no embedding for: its tokenizer is another's, or grew without it.
+
+    Args:
+        ids: of any shape.
+        model: a causal language model.
+        what: was tokenized, as the error says it.
+
+    Raises:
+        ValueError: an id is beyond the last row.
+    """
+    vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
+    highest = int(ids.max()) if ids.numel() else -1
+    if highest >= vocabulary:
+        raise ValueError(
+            f"{what} has token ids up to {highest}, and the model's vocabulary has {vocabulary} (ids up to "
+            f"{vocabulary - 1}): give the tokenizer that belongs to it with --tokenizer, or resize its embeddings."
+        )
 
 
 def part_of_step(sequences: torch.Tensor, step: int, steps: int, parts: int, seed: int) -> torch.Tensor:

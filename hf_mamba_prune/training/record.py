@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from transformers import PreTrainedModel
 
 from hf_mamba_prune.config import PruningConfig
-from hf_mamba_prune.files.origin import Origin, model_facts
+from hf_mamba_prune.files.origin import Origin, model_facts, shown_name
 from hf_mamba_prune.measure.counting import ZeroCounter
 from hf_mamba_prune.measure.environment import hardware
 from hf_mamba_prune.measure.versions import versions
@@ -38,7 +38,6 @@ class TrainingRecord:
         self._config = config
         name = model.name_or_path or type(model).__name__
         self._id = name
-        name = Path(name).resolve().name if Path(name).is_dir() else name  # where it lies is nobody's business
         self._facts = model_facts(model, Origin(id=name))
         self._zeros = ZeroCounter(model, pruner.targets)
 
@@ -92,7 +91,7 @@ def _training(trainer: PruningTrainer, dataset: str | list[str] | None) -> Recov
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     if not losses:
         return None
-    names = [dataset] if isinstance(dataset, str) else list(dataset or [])
+    names = [shown_name(name) for name in ([dataset] if isinstance(dataset, str) else dataset or [])]
     names = names or [getattr(getattr(trainer.train_dataset, "info", None), "dataset_name", None) or ""]
     return RecoveryFacts(
         text=", ".join(names),

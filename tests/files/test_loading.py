@@ -214,7 +214,7 @@ def test_a_pickle_that_is_malicious_or_cut_is_refused_and_executes_nothing(folde
     else:
         torch.save(mamba.state_dict(), path)
         path.write_bytes(path.read_bytes()[:-3000])
-    with pytest.raises(ValueError, match="damaged or cut short|cannot be loaded"):
+    with pytest.raises(ValueError, match="is not a whole checkpoint of plain tensors"):
         load_model(str(folder))
     assert not trace.exists()
 

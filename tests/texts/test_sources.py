@@ -138,7 +138,7 @@ def test_what_is_not_there(tmp_path):
     for name in (str(tmp_path / "none.txt"), "none.jsonl", "./none", "none.txt.zst"):
         with pytest.raises(ValueError, match="there is no file"):
             read_text(name, "train")
-    with pytest.raises(ValueError, match="is a folder; expected a text, jsonl or parquet file"):
+    with pytest.raises(ValueError, match="is a folder; expected a file .* that `datasets` wrote with save_to_disk"):
         read_text(str(tmp_path), "train")
 
 
