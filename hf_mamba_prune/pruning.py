@@ -167,9 +167,14 @@ class ReadyToPrune:
         zeros = ZeroCounter(model, self.targets)
         with meter.step("evaluate"):
             before, tasks_before = self._measured()
-        budget, repairs, trained = self._prune_and_train(meter)
+        teacher = copy.deepcopy(model) if self.recovery is not None and self.recovery.distill else None
+        budget: Budget | None = None
+        repairs: tuple[RepairFacts, ...] = ()
+        if self.recovery is None or not self.recovery.gradual:
+            budget, repairs = _prune_in_steps(model, self.targets, self.config, self.sequences, meter)
+        trained, in_training = self._train(teacher, meter)
         round_to(model, self.origin.saved_dtype or model.dtype)
-        sparsity = _counted(zeros, model, self.config, budget)
+        sparsity = _counted(zeros, model, self.config, budget or in_training)
         with meter.step("evaluate"):
             after, tasks_after = self._measured()
         return PruningReport(
@@ -194,30 +199,27 @@ class ReadyToPrune:
         evaluation = self.evaluation
         return evaluation.run(self.model, self.tokenizer), evaluation.tasks.run(self.model, self.tokenizer)
 
-    def _prune_and_train(self, meter: CostMeter) -> tuple[Budget, tuple[RepairFacts, ...], RecoveryFacts | None]:
-        """Prune at rest and train then, or prune in training."""
-        model, config, recovery = self.model, self.config, self.recovery
-        if recovery is None or self.tokens is None:
-            return *_prune_in_steps(model, self.targets, config, self.sequences, meter), None
-        teacher = copy.deepcopy(model) if recovery.distill else None
-        budget: Budget | None = None
-        repairs: tuple[RepairFacts, ...] = ()
-        if not recovery.gradual:
-            budget, repairs = _prune_in_steps(model, self.targets, config, self.sequences, meter)
+    def _train(self, teacher: PreTrainedModel | None, meter: CostMeter) -> tuple[RecoveryFacts | None, Budget | None]:
+        """Recover, and prune while doing so where that is asked for: what came of it, and the last budget then."""
+        if self.recovery is None or self.tokens is None:
+            return None, None
         with meter.step("recover"):
-            trained, pruner = recover(model, self.tokens, config, recovery, teacher, calibration=self.sequences)
-        budget = budget or pruner.budget
-        if budget is None:
-            raise RuntimeError("the training ended without a pruning step: train longer, or lower steps.")
-        return budget, repairs, trained
+            facts, pruner = recover(
+                self.model, self.tokens, self.config, self.recovery, teacher, calibration=self.sequences
+            )
+        return facts, pruner.budget
 
 
-def _counted(zeros: ZeroCounter, model: PreTrainedModel, config: PruningConfig, budget: Budget) -> SparsityFacts:
+def _counted(
+    zeros: ZeroCounter, model: PreTrainedModel, config: PruningConfig, budget: Budget | None
+) -> SparsityFacts:
     """The zeros that are there; fewer than the masks hold means that some masks were never applied.
 
     Raises:
         RuntimeError: that happened.
     """
+    if budget is None:
+        raise RuntimeError("the training ended without a pruning step: train longer, or lower steps.")
     found = zeros.facts(model, config.sparsity, budget.total, budget.at_ceiling)
     if found.prunable.zeros < found.masked:
         untouched = [count.name for count in found.targets if count.zeros == 0]

@@ -301,8 +301,8 @@ def test_a_seed_of_any_size(mamba, tokenizer):
 def test_statistics_go_on_from_those_of_the_step_before_in_the_same_memory(mamba, tokenizer, monkeypatch):
     places = []
 
-    def watched(model, targets, sequences, *rest):
-        found = calibrate(model, targets, sequences, *rest)
+    def watched(model, targets, sequences, *rest, **options):
+        found = calibrate(model, targets, sequences, *rest, **options)
         places.append({(name, t.data_ptr()) for name, own in found.items() for t in own.sums.values()})
         counts.append({own.sequences for own in found.values()})
         return found

@@ -73,7 +73,7 @@ def prune(
     _refuse_idle(run.pack, "--pack", {"--values": run.values != "auto"})
     from hf_mamba_prune.command import prune as command
 
-    command.prune(
+    job = command.requested(
         config=config,
         calibration=data.calibration,
         training=training,
@@ -82,10 +82,13 @@ def prune(
         tasks=tasks,
         model=model,
         hub=hub,
-        shown=shown,
         run=run,
         line=context.obj,
     )
+    if run.on_hub is None:
+        command.run_here(job, shown, run.dry_run, run.max_hours)
+    else:
+        command.run_on_hub(job, run, run.on_hub, shown)
 
 
 def _refuse_idle(on: bool, needed: str, given: dict[str, object]) -> None:

@@ -20,7 +20,7 @@ from hf_mamba_prune.publish.cloud import HubJob, refuse_local, without_option
 from hf_mamba_prune.publish.hub import PushChoice, push_folder
 
 
-def prune(
+def requested(
     *,
     config: PruningConfig,
     calibration: str,
@@ -30,12 +30,11 @@ def prune(
     tasks: g.TaskOptions,
     model: g.ModelOptions,
     hub: g.PushOptions,
-    shown: g.OutputOptions,
     run: g.RunOptions,
     line: str,
-) -> None:
-    """Prune a model into a folder; `trained` is what the recipe says of a training, `line` the command as given."""
-    job = PruningJob(
+) -> PruningJob:
+    """The job that options ask for; `trained` is what the recipe says of a training, `line` the command as given."""
+    return PruningJob(
         model=choices.model(model),
         config=config,
         output=run.output or default_output(model.model, config),
@@ -48,10 +47,6 @@ def prune(
         pack=run.values if run.pack else None,
         push=choices.push(hub, run.push_revision, run.overwrite) if run.push else None,
     )
-    if run.on_hub is None:
-        _run(job, shown, run.dry_run, run.max_hours)
-    else:
-        _run_on_hub(job, run, run.on_hub, shown)
 
 
 def demo(output: Path, sparsity: float, shown: g.OutputOptions) -> None:
@@ -59,10 +54,10 @@ def demo(output: Path, sparsity: float, shown: g.OutputOptions) -> None:
     job = demo_job(output, sparsity)
     if not (shown.quiet or shown.as_json):
         print(f"Pruning the bundled Mamba of 2.8 million weights to {sparsity:.0%}, offline.")
-    _run(job, shown)
+    run_here(job, shown)
 
 
-def _run_on_hub(job: PruningJob, run: g.RunOptions, flavor: str, shown: g.OutputOptions) -> None:
+def run_on_hub(job: PruningJob, run: g.RunOptions, flavor: str, shown: g.OutputOptions) -> None:
     """Start the same command as a Hub Job and follow it; what it would stumble over is said before."""
     if job.push is None:
         raise ValueError("a job on the Hub keeps nothing but what it pushes: add --push.")
@@ -85,7 +80,7 @@ def _run_on_hub(job: PruningJob, run: g.RunOptions, flavor: str, shown: g.Output
         print_json({"job": done.url, "repo": push.repo}) if shown.as_json else console.print(f"\nPushed: {push.repo}")
 
 
-def _run(job: PruningJob, shown: g.OutputOptions, dry_run: bool = False, max_hours: float | None = None) -> None:
+def run_here(job: PruningJob, shown: g.OutputOptions, dry_run: bool = False, max_hours: float | None = None) -> None:
     """Prune here; all that can be refused is refused before anything is announced."""
     with open_console(shown.quiet, shown.as_json) as console:
         plan = job.plan()

@@ -50,8 +50,9 @@ def _show_next(console: Console, report: PruningReport, output: Path) -> None:
     ratio = report.perplexity_ratio()
     if ratio is not None and ratio > POOR_RATIO:
         console.print(
-            f"\n[bold red]The perplexity rose to {ratio:.2f} x {report.parent}: this model is badly hurt.[/] Try a "
-            "lower --sparsity or more --calibration-samples; leave score, allocation and reconstruction at their defaults."
+            f"\n[bold red]The perplexity rose to {ratio:.2f} x {report.parent}: this model is badly hurt.[/] Try "
+            "a lower --sparsity or more --calibration-samples; leave score, allocation and reconstruction at their "
+            "defaults."
         )
     packed = {f"hf-mamba-prune generate {output} PROMPT": "run the packed weights"} if report.speeds else {}
     steps = {
