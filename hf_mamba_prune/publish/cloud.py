@@ -11,8 +11,8 @@ from pathlib import Path
 from huggingface_hub import HfApi, JobHardwareInfo, JobInfo, JobStage, get_token
 
 from hf_mamba_prune.config import closest
+from hf_mamba_prune.hub_answers import hub_errors
 from hf_mamba_prune.measure.versions import version
-from hf_mamba_prune.publish.hub import hub_errors
 
 _HOURS = {"second": 1 / 3600, "minute": 1 / 60, "hour": 1.0}
 
