@@ -39,7 +39,7 @@ class SafeConsole(Console):
 
 @contextmanager
 def open_console(quiet: bool, as_json: bool) -> Iterator[Console]:
-    """Where people's output goes; other libraries' bars and remarks are silenced, and the Hub is not waited for long."""
+    """Where people's output goes; other libraries are silenced, and the Hub is not waited for without end."""
     progress.silence(quiet)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
