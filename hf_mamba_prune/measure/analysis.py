@@ -115,12 +115,7 @@ def analyze(
     if len(evaluation.texts) > 1:
         raise ValueError(f"an analysis measures on one held text, and {len(evaluation.texts)} were given.")
     score = build_score(config)
-    known = [own for own in components_of(model) if own.kind != "state"]
-    if score.needs & INPUT_NEEDS:
-        known = [own for own in known if own.tap(config_of(model)) is not None]
-    if Need.INPUT_PRODUCT in score.needs:
-        known = [own for own in known if own.kind == "linear"]
-    targets = find_targets(model, tuple(own.name for own in known))
+    targets = find_targets(model, _measurable(model, score.needs))
     statistics = calibrate(model, targets, sequences, score.needs, config.batch_size)
 
     def loss() -> float:
@@ -142,9 +137,8 @@ def analyze(
     together = []
     for level in track((0.0, *levels), "together", "level"):
         with prober.masked(slots, level):
-            together.append(
-                Together(level=level, rise=prober.rise(), decays=measure_decay(model, sequences[:CURVE_SEQUENCES]))
-            )
+            state = measure_decay(model, sequences[:CURVE_SEQUENCES])
+            together.append(Together(level=level, rise=prober.rise(), decays=state))
     return Analysis(
         text=evaluation.texts[0].name,
         dense_loss=prober.dense_loss,
@@ -153,6 +147,16 @@ def analyze(
         blocks=tuple(blocks),
         together=tuple(together),
     )
+
+
+def _measurable(model: PreTrainedModel, needs: frozenset[Need]) -> tuple[str, ...]:
+    """Names of components that are pruned by zeros and that a score with these needs can be measured for."""
+    known = [own for own in components_of(model) if own.kind != "state"]
+    if needs & INPUT_NEEDS:
+        known = [own for own in known if own.tap(config_of(model)) is not None]
+    if Need.INPUT_PRODUCT in needs:
+        known = [own for own in known if own.kind == "linear"]
+    return tuple(own.name for own in known)
 
 
 def _by_component(targets: Sequence[Target]) -> dict[str, list[Slot]]:

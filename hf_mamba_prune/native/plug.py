@@ -52,25 +52,13 @@ def _scan(stock: Callable) -> Callable:
         return_last_state=False,
         **rest,
     ):
+        named: dict[str, Any] = {"A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
+        named |= {"delta_softplus": delta_softplus, "return_last_state": return_last_state}
         if not serves(hidden_states) or _apart(rest):
-            return stock(
-                hidden_states,
-                dt,
-                A,
-                B,
-                C,
-                D,
-                z,
-                delta_bias,
-                delta_softplus,
-                return_last_state=return_last_state,
-                **rest,
-            )
+            return stock(hidden_states, dt, **named, **rest)
         if tracks(hidden_states):
             keep_freed_memory()
-        return selective_scan(
-            hidden_states, dt, A, B, C, D, z, delta_bias, delta_softplus, return_last_state=return_last_state
-        )
+        return selective_scan(hidden_states, dt, **named)
 
     return mamba_selective_scan
 
@@ -91,16 +79,13 @@ def _chunk_scan(stock: Callable) -> Callable:
         return_final_states=False,
         **rest,
     ):
+        named: dict[str, Any] = {"A": A, "B": B, "C": C, "D": D, "dt_bias": dt_bias, "dt_softplus": dt_softplus}
+        named |= {"dt_limit": dt_limit, "initial_states": initial_states, "return_final_states": return_final_states}
         if not serves(hidden_states) or _apart(rest):
-            return stock(
-                hidden_states, dt, A, B, C, chunk_size, D, dt_bias, initial_states, dt_softplus, dt_limit,
-                return_final_states, **rest,
-            )  # fmt: skip
+            return stock(hidden_states, dt, chunk_size=chunk_size, **named, **rest)
         if tracks(hidden_states):
             keep_freed_memory()
-        return chunk_scan(
-            hidden_states, dt, A, B, C, D, dt_bias, dt_softplus, dt_limit, initial_states, return_final_states
-        )
+        return chunk_scan(hidden_states, dt, **named)
 
     return mamba2_chunk_scan
 
@@ -142,9 +127,12 @@ def _state_update(stock: Callable) -> Callable:
     def mamba_selective_state_update(
         state, hidden_states, dt, A, B, C, D=None, dt_bias=None, dt_softplus=False, z=None, **rest
     ):
-        if not serves(hidden_states) or tracks(state, hidden_states, dt, A, B, C, D, z):
-            return stock(state, hidden_states, dt, A, B, C, D, dt_bias, dt_softplus, z, **rest)
-        return decode.selective_state_update(state, hidden_states, dt, A, B, C, D, z, dt_bias, dt_softplus)
+        tensors = {"A": A, "B": B, "C": C, "D": D, "z": z}
+        if not serves(hidden_states) or tracks(state, hidden_states, dt, *tensors.values()):
+            return stock(state, hidden_states, dt, **tensors, dt_bias=dt_bias, dt_softplus=dt_softplus, **rest)
+        return decode.selective_state_update(
+            state, hidden_states, dt, **tensors, dt_bias=dt_bias, dt_softplus=dt_softplus
+        )
 
     return mamba_selective_state_update
 
@@ -153,11 +141,15 @@ def _chunk_state_update(stock: Callable) -> Callable:
     def mamba2_selective_state_update(
         state, hidden_states, dt, A, B, C, D=None, dt_bias=None, dt_softplus=False, z=None, **rest
     ):
-        if not serves(hidden_states) or z is not None or tracks(state, hidden_states, dt, A, B, C, D):
-            return stock(state, hidden_states, dt, A, B, C, D, dt_bias, dt_softplus, z, **rest)
+        tensors = {"A": A, "B": B, "C": C, "D": D}
+        if not serves(hidden_states) or z is not None or tracks(state, hidden_states, dt, *tensors.values()):
+            return stock(state, hidden_states, dt, **tensors, dt_bias=dt_bias, dt_softplus=dt_softplus, z=z, **rest)
         # The model repeats what belongs to a head over its channels and states: the first of each says it all.
         D, dt_bias = (None if x is None else x[:, 0] for x in (D, dt_bias))
-        return decode.chunk_state_update(state, hidden_states, dt[..., 0], A[:, 0, 0], B, C, D, dt_bias, dt_softplus)
+        tensors = {"A": A[:, 0, 0], "B": B, "C": C, "D": D}
+        return decode.chunk_state_update(
+            state, hidden_states, dt[..., 0], **tensors, dt_bias=dt_bias, dt_softplus=dt_softplus
+        )
 
     return mamba2_selective_state_update
 

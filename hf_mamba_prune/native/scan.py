@@ -124,7 +124,7 @@ def _sums(shape: Any, isa: str, tensors: list) -> dict[str, Any]:
         "dbias": floats(b, blocks if shape.per_head else d),
         "dinitial": None if tensors[8] is None else torch.empty_like(tensors[8]),
         "dstep": floats(b, length, blocks) if shape.per_head else None,
-        "dBC": floats(b, shape.groups, sizes.shares, length, 2, sizes.padded_states),
+        "dBC": torch.empty((b, shape.groups, sizes.shares, length, 2, sizes.padded_states), dtype=torch.float32),
     }
 
 
@@ -182,11 +182,11 @@ def selective_scan(
     Raises:
         ValueError: a shape, device or dtype does not fit, or a dimension is empty.
     """
-    check_scan(u, delta, A, B, C, D, z, delta_bias, initial_state)
+    named = dict(A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, initial_state=initial_state)
+    check_scan(u, delta, **named)
     if not available() or u.dtype == torch.float64:
-        return twin.selective_scan(
-            u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, return_last_state
-        )
+        how = dict(delta_softplus=delta_softplus, return_last_state=return_last_state)
+        return twin.selective_scan(u, delta, **named, **how)
     b, d, length = u.shape
     shape = kernels().ScanShape(
         batch=b,
@@ -235,9 +235,10 @@ def chunk_scan(
     Raises:
         ValueError: a shape, device or dtype does not fit, or a dimension is empty.
     """
-    check_chunk_scan(x, dt, A, B, C, D, dt_bias, dt_limit, initial_states)
+    named: dict[str, Any] = dict(A=A, B=B, C=C, D=D, dt_bias=dt_bias, dt_limit=dt_limit, initial_states=initial_states)
+    check_chunk_scan(x, dt, **named)
     if not available() or x.dtype == torch.float64:
-        return twin.chunk_scan(x, dt, A, B, C, D, dt_bias, dt_softplus, dt_limit, initial_states, return_final_states)
+        return twin.chunk_scan(x, dt, **named, dt_softplus=dt_softplus, return_final_states=return_final_states)
     b, length, heads, head_dim = x.shape
     groups, n = B.shape[2:]
     limits = (0.0, 0.0) if dt_softplus and tuple(dt_limit) == (0.0, float("inf")) else dt_limit

@@ -24,7 +24,7 @@ _SHARD = re.compile(r"packed-\d{5}-of-\d{5}\.safetensors")
 _PARTS = ("mask", "values", "scales")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PackedFiles:
     """The index of a packed checkpoint whose shards are all there, whole and unchanged.
 
@@ -70,7 +70,12 @@ def _read(name: str, entry: dict, found) -> PackedTensor | torch.Tensor:
         return tensor
     parts = {part: found.get_tensor(f"{name}.{part}") for part in _PARTS if part in entry["parts"]}
     packed = PackedTensor(
-        tuple(entry["shape"]), entry["dtype"], entry["coding"], parts.get("mask"), parts["values"], parts.get("scales")
+        shape=tuple(entry["shape"]),
+        dtype=entry["dtype"],
+        coding=entry["coding"],
+        mask=parts.get("mask"),
+        values=parts["values"],
+        scales=parts.get("scales"),
     )
     try:
         check_tensor(packed)
@@ -173,7 +178,7 @@ def read_packed(folder: Path) -> PackedFiles:
         raise ValueError(f"{path} is damaged: it names {sorted(unknown)[0]!r}, of which it gives no checksum")
     for name, (size, digest) in wanted.items():
         _check_shard(folder, name, size, digest)
-    return PackedFiles(folder, tensors, tied)
+    return PackedFiles(folder=folder, tensors=tensors, tied=tied)
 
 
 def _check_shard(folder: Path, name: str, size: int, digest: str) -> None:

@@ -310,7 +310,8 @@ def _put(model: nn.Module, name: str, weight: PackedTensor | torch.Tensor) -> No
 
 def _tensor_of(matrix: PackedMatrix, dtype: str) -> PackedTensor:
     coding = "int8" if matrix.dtype == torch.int8 else dtype
-    return PackedTensor(matrix.shape, dtype, coding, matrix.mask, matrix.values, matrix.scales)
+    parts = {"mask": matrix.mask, "values": matrix.values, "scales": matrix.scales}
+    return PackedTensor(shape=matrix.shape, dtype=dtype, coding=coding, **parts)
 
 
 class PackedMambaForCausalLM(PackedModel, MambaForCausalLM):

@@ -16,7 +16,7 @@ _BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16:
 _LEVELS = 127
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PackedTensor:
     """A weight (out, in) in packed form.
 
@@ -81,7 +81,7 @@ def pack_tensor(weight: torch.Tensor, coding: str | None = None) -> PackedTensor
     mask, values = _pack_bits(kept), weight[kept]
     if mask.numel() + values.numel() * values.element_size() >= weight.numel() * weight.element_size():
         mask, values = None, weight.reshape(-1)
-    return PackedTensor(tuple(weight.shape), dtype, coding, mask, values, scales)
+    return PackedTensor(shape=tuple(weight.shape), dtype=dtype, coding=coding, mask=mask, values=values, scales=scales)
 
 
 def _to_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -137,7 +137,7 @@ def empty(folder: Path) -> None:
     [
         (damage, (), "damaged or cut short"),
         (poison, (), "NaN or infinite"),
-        (empty, (*PAPER, "--recover-steps", "4"), "sparse already"),
+        (empty, (*PAPER, "--recover-steps", "4"), "zero already"),
     ],
 )
 def test_weights_that_cannot_be_used_are_refused_before_anything_is_announced(place, capsys, harm, options, message):

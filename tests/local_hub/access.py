@@ -19,8 +19,7 @@ def authenticate(hub: LocalHub, authorization: str | None) -> User | None:
     """
     if not authorization:
         return None
-    token = authorization.removeprefix("Bearer ").strip()
-    user = hub.users.get(token) or hub.users.get(hub.store_tokens.get(token, ""))
+    user = hub.users.get(authorization.removeprefix("Bearer ").strip())
     if user is None:
         raise HubError(401, "Invalid credentials in Authorization header")
     return user
