@@ -51,7 +51,7 @@ def _show_next(console: Console, report: PruningReport, output: Path) -> None:
     if ratio is not None and ratio > POOR_RATIO:
         console.print(
             f"\n[bold red]The perplexity rose to {ratio:.2f} x {report.parent}: this model is badly hurt.[/] Try a "
-            "lower --sparsity or more --calibration-samples; leave score, allocation and reconstruction at their defaults."
+            "lower --sparsity or more --calibration-samples; leave score, allocation and reconstruction as they are."
         )
     packed = {f"hf-mamba-prune generate {output} PROMPT": "run the packed weights"} if report.speeds else {}
     steps = {
