@@ -52,7 +52,9 @@ def build_skeleton(folder: Path, source: str) -> tuple[PreTrainedModel, Held | N
         raise ValueError(f"config.json of {source} describes no model that can be: {reason}.") from error
     model.tie_weights()
     wanted = sum(parameter.numel() for parameter in model.parameters())
-    if held is not None and wanted > 2 * held.weights + _SLACK:
+    # A byte of the packed form holds the mask of eight weights, and at least some of their values.
+    factor = 16 if values.get("quantization_config") else 2
+    if held is not None and wanted > factor * held.weights + _SLACK:
         raise ValueError(
             f"config.json of {source} does not fit its weights: it describes {wanted:,} of them, and the files hold "
             f"{held.weights:,}."

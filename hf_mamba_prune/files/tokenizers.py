@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from hf_mamba_prune.files.configs import read_config
@@ -14,6 +15,10 @@ from hf_mamba_prune.reading import read_json
 
 _MODELS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _HINT = "name one with --tokenizer"
+_WRONG_FILES = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, RecursionError, StrictDataclassError
+)  # fmt: skip
+"""What reading files of a wrong shape ends in, those of the config beside a tokenizer too."""
 _READ = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "chat_template.json",
@@ -37,7 +42,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # noqa: BLE001 -- the tokenizers library raises this very class and nothing narrower
-        if type(error) not in (Exception, OSError, ValueError, KeyError, TypeError, AttributeError, ImportError):
+        if type(error) is not Exception and not isinstance(error, _WRONG_FILES):
             raise
         reason = needs or next(iter(str(error).splitlines()), "") or type(error).__name__
         raise ValueError(f"{source} has no usable tokenizer ({reason[:200]}): {_HINT}.") from error

@@ -97,9 +97,9 @@ def _results(report: PruningReport) -> list[EvalResult]:
                     metric_name=f"{metric.replace('_', ' ')} ({report.parent}: {getattr(dense, metric):.4f})",
                 )
             )
-    dense = {(found.task, found.metric): found.value for found in report.tasks_before}
+    earlier = {(found.task, found.metric): found.value for found in report.tasks_before}
     for found in report.tasks_after:
-        before = dense.get((found.task, found.metric))
+        before = earlier.get((found.task, found.metric))
         note = "" if before is None else f", zero-shot ({report.parent}: {before:.4f})"
         results.append(
             EvalResult(

@@ -9,12 +9,16 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
+import pyarrow
+import yaml
 from datasets.data_files import EmptyDatasetError
-from datasets.exceptions import DatasetNotFoundError
+from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from hf_mamba_prune.texts.columns import choose, kinds_of, text_of, texts_of
@@ -108,22 +112,40 @@ def _capped(rows: Iterator[str], most_characters: int) -> list[str]:
 def _hub_rows(source: str, split: str, column: str | None) -> Iterator[str]:
     name, config, own_split = (ALIASES.get(source, source).split(":") + ["", ""])[:3]
     streaming = not datasets.config.HF_HUB_OFFLINE
-    try:
+    with _hub_errors(source):
         data = datasets.load_dataset(name, config or None, split=own_split or split, streaming=streaming)
         records = iter(data)
-        first: dict[str, object] = next(records, {})
-    except (DatasetNotFoundError, HFValidationError) as error:
-        raise ValueError(f"{source!r} is neither a local file nor a data set of the Hub ({error}).") from error
-    except (EmptyDatasetError, ValueError) as error:
-        raise ValueError(f"the data set {source!r} cannot be used: {error}.") from error
-    except (OSError, HfHubHTTPError) as error:
-        raise RuntimeError(f"the data set {source!r} could not be read: {error}.") from error
+        first = next(records, None)
+    rest = itertools.chain([] if first is None else [first], _guarded(records, source))
+    if data.features is None:
+        yield from texts_of(((source, record) for record in rest), column, source)
+        return
+    key = choose(kinds_of(data.features.arrow_schema), column, source)
+    yield from (text_of(record[key], source, key) for record in rest)
+
+
+def _guarded(records: Iterator[dict[str, Any]], source: str) -> Iterator[dict[str, Any]]:
+    with _hub_errors(source):
+        yield from records
+
+
+@contextmanager
+def _hub_errors(source: str) -> Iterator[None]:
+    """What goes wrong with a data set of the Hub, with it or with its files, as one sentence each."""
     try:
-        if data.features is None:
-            yield from texts_of(((source, record) for record in itertools.chain([first] if first else [], records)),
-                                column, source)  # fmt: skip
-            return
-        key = choose(kinds_of(data.features.arrow_schema), column, source)
-        yield from (text_of(record[key], source, key) for record in itertools.chain([first] if first else [], records))
+        yield
+    except (DatasetNotFoundError, HFValidationError) as error:
+        raise ValueError(f"{source!r} is neither a local file nor a data set of the Hub ({_short(error)}).") from error
     except (OSError, HfHubHTTPError) as error:
-        raise RuntimeError(f"the data set {source!r} could not be read to its end: {error}.") from error
+        if isinstance(error, EmptyDatasetError):
+            raise ValueError(f"the data set {source!r} cannot be used: {_short(error)}.") from error
+        raise RuntimeError(f"the data set {source!r} could not be read: {_short(error)}.") from error
+    except (
+        DatasetsError, ValueError, TypeError, KeyError, AttributeError, RecursionError, yaml.YAMLError,
+        pyarrow.ArrowException,
+    ) as error:  # fmt: skip
+        raise ValueError(f"the data set {source!r} cannot be used: {_short(error)}.") from error
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:300].rstrip(".")

@@ -160,3 +160,14 @@ def test_a_sentencepiece_model_alone_is_called_that(mamba, tokenizer, tmp_path, 
     ) as refused:
         load_tokenizer(str(tmp_path))
     assert "tiktoken" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "values", [{"get_text_config": 5}, {"rope_parameters": 2}, {"torch_dtype": ["a"]}, {"id2label": 5}], ids=str
+)
+def test_what_transformers_reads_beside_a_tokenizer_is_no_traceback(original, values):
+    """The original layout names no type, so nothing but the tokenizer's loader reads these."""
+    edit(original, **values)
+    with pytest.raises(ValueError, match="has no usable tokenizer .*: name one with --tokenizer") as refused:
+        load_model(str(original))
+    assert "\n" not in str(refused.value)

@@ -235,3 +235,28 @@ def test_no_network_is_a_runtime_error(hub, monkeypatch):
 
 def refuse(self, address):
     raise ConnectionRefusedError("no network")
+
+
+BROKEN = {
+    "a card nested deep": {"README.md": b"---\na: " + b"[" * 200_000 + b"\n---\n", "train.txt": b"one\n"},
+    "a card that is no YAML": {"README.md": b"---\nconfigs: [\n---\n", "train.txt": b"one\n"},
+    "a card of another shape": {"README.md": b"---\nconfigs: 5\ndataset_info: [7]\n---\n", "train.txt": b"one\n"},
+    "rows nested deep": {"train.jsonl": b'{"text": ' + b"[" * 200_000 + b"]" * 200_000 + b"}\n"},
+    "rows that are no JSON": {"train.jsonl": b'{"text": "a"}\n{"text":\n'},
+    "a parquet that is none": {"train.parquet": b"PAR1" + b"x" * 100 + b"PAR1"},
+    "latin": {"train.txt": "caf\u00e9".encode("latin-1") * 50},
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_data_set_with_broken_files_is_one_sentence(hub, name):
+    hub.add_dataset("alice/texts", BROKEN[name])
+    with pytest.raises((ValueError, RuntimeError), match="alice/texts") as refused:
+        read_text("alice/texts", "train")
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 500
+
+
+def test_the_column_of_a_hub_data_set_is_chosen_once_too(hub):
+    rows = [{"text": None, "url": "u"}, {"text": "one", "url": "u"}, {"url": "v", "text": "two"}]
+    hub.add_dataset("alice/texts", {"train.jsonl": "".join(json.dumps(row) + "\n" for row in rows).encode()})
+    assert read_text("alice/texts", "train").documents == ("", "one", "two")
