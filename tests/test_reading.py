@@ -76,7 +76,7 @@ def test_rows_of_texts_and_tasks_are_read_in_the_same_way(tmp_path):
         read_text(str(tmp_path / "a.jsonl"), "train")
     (tmp_path / "a.jsonl").write_text('{"text": "one two three"}\n{"text": ' + DEEP + "}\n")
     with pytest.raises(ValueError, match="a.jsonl, line 2.* is nested more than"):
-        ZeroShot((str(tmp_path / "a.jsonl"),)).check()
+        ZeroShot(tasks=(str(tmp_path / "a.jsonl"),)).check()
 
 
 def test_reports_and_pruning_configs_of_strangers_are_read_in_the_same_way(tmp_path):

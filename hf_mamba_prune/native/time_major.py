@@ -6,6 +6,7 @@ the transposed operands and copies the product into the layout asked for, which 
 
 import functools
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch.nn import functional as F
@@ -34,7 +35,7 @@ class _Weight:
 class _Projection:
     """A mixer's `dt_proj` for all but its weight."""
 
-    def __init__(self, module: torch.nn.Module):
+    def __init__(self, module: torch.nn.Linear):
         self._module = module
 
     @property
@@ -53,7 +54,7 @@ class _Mixer:
 
     def __init__(self, module: torch.nn.Module):
         self._module = module
-        self.dt_proj = _Projection(module.dt_proj)
+        self.dt_proj = _Projection(cast(torch.nn.Linear, module.dt_proj))
 
     def __getattr__(self, name: str):
         return getattr(self._module, name)
