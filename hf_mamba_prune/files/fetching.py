@@ -46,9 +46,9 @@ def fetch(source: str, revision: str | None = None, *weights: Weights) -> tuple[
     with hub_errors(source, revision):
         folder = _download(source, revision, _SMALL)
         commit = folder.name  # from here on the same commit, whatever is pushed meanwhile
-        if "packed" in weights:
-            names = [f"packed/{name}" for name in (*_SMALL, "*.safetensors")]
-            snapshot_download(source, revision=commit, allow_patterns=names, ignore_patterns=["packed/*/*"])
+        # Of a packed form beside it what says that there is one, and the rest when it is wanted.
+        beside = (*_SMALL, "*.safetensors") if "packed" in weights else ("config.json", INDEX_NAME)
+        _download(source, commit, tuple(f"packed/{name}" for name in beside), outside="packed/*/*")
         if "own" in weights:
             _fetch_weights(source, commit, folder)
     return folder, commit
@@ -63,12 +63,12 @@ def fetch_tokenizer(source: str) -> Path:
         return _download(source, None, _SMALL)
 
 
-def _download(source: str, revision: str | None, names: tuple[str, ...]) -> Path:
-    """Files of the repository's root that fit one of the patterns; that there are none is no reason for a remark."""
+def _download(source: str, revision: str | None, names: tuple[str, ...], outside: str = "*/*") -> Path:
+    """Files that fit one of the patterns, but not `outside`; that there are none is no reason for a remark."""
     verbosity = hub_logging.get_verbosity()
     hub_logging.set_verbosity_error()
     try:
-        found = snapshot_download(source, revision=revision, allow_patterns=list(names), ignore_patterns=["*/*"])
+        found = snapshot_download(source, revision=revision, allow_patterns=list(names), ignore_patterns=[outside])
     finally:
         hub_logging.set_verbosity(verbosity)
     return Path(found)

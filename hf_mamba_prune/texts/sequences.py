@@ -63,7 +63,7 @@ def check_ids(ids: torch.Tensor, model: PreTrainedModel, what: str) -> None:
     Raises:
         ValueError: an id is beyond the last row.
     """
-    vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
+    vocabulary = int(model.config.vocab_size)  # packed models hold no parameter to ask
     highest = int(ids.max()) if ids.numel() else -1
     if highest >= vocabulary:
         raise ValueError(
