@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-import hf_mamba_prune
-
 NAME = "hf-mamba-prune"
 
 _WHEEL = "Wheel-Version: 1.0\nGenerator: hf-mamba-prune\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
@@ -52,7 +50,7 @@ def running_wheel() -> Wheel:
             f"{NAME} is not installed here, so a job cannot be told what to install: run `pip install --editable .`."
         ) from error
     facts, commands = found.read_text("METADATA"), found.read_text("entry_points.txt")
-    root = Path(hf_mamba_prune.__file__ or "").parent
+    root = Path(__file__).resolve().parents[1]
     files = _files(root)
     if not (facts and commands and files):
         raise RuntimeError(f"{NAME} lies incomplete in {root}, so a job cannot install it: install it anew.")
