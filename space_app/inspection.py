@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx2
 from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from limits import Limits
 from orders import BUNDLED, Order, Refusal, sentence
 
@@ -92,8 +92,7 @@ def _too_big(seconds: float, memory: int, download: int, limits: Limits) -> str 
 def _weights_on_hub(model: str) -> int:
     """Bytes of a repository's weights; its config is looked at before anything is built from it."""
     try:
-        files = HfApi().model_info(model, files_metadata=True, timeout=20).siblings or []
-        sizes = {file.rfilename: file.size or 0 for file in files}
+        sizes = _sizes(model)
         if "config.json" not in sizes:
             raise Refusal("This repository holds no config.json: it is not a model.")
         large = [name for name, size in sizes.items() if size > _SMALL and name.endswith((".json", ".txt", ".model"))]
@@ -109,6 +108,17 @@ def _weights_on_hub(model: str) -> int:
         raise Refusal("This repository's config.json cannot be read.") from error
     _check_shape(values)
     return sum(size for name, size in sizes.items() if name.endswith(_WEIGHTS) and not name.startswith("packed/"))
+
+
+def _sizes(model: str) -> dict[str, int]:
+    """Bytes of each file of a repository."""
+    try:
+        files = HfApi().model_info(model, files_metadata=True, timeout=20).siblings or []
+        return {file.rfilename: file.size or 0 for file in files}
+    except HFValidationError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError) as error:  # a page, or JSON of another shape
+        raise Refusal("The Hub cannot be reached from here at the moment: try again in a minute.") from error
 
 
 def _check_shape(values: object) -> None:

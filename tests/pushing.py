@@ -19,7 +19,12 @@ def place(tmp_path, monkeypatch, local_hub) -> Path:
     """A folder with a tiny model and a text, in which the command runs as alice."""
     local_hub.attach(monkeypatch, tmp_path / "home", ALICE.token)
     monkeypatch.chdir(tmp_path)
+    make_place()
+    return tmp_path
+
+
+def make_place() -> None:
+    """Put the model and the text into the current folder."""
     build_model("mamba").save_pretrained("model")
     build_tokenizer().save_pretrained("model")
     Path("text.txt").write_text(TEXT, encoding="utf-8")
-    return tmp_path

@@ -19,7 +19,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 PYTHON = SOURCES + [path for folder in ("tests", "benchmarks", "space_app") for path in (ROOT / folder).rglob("*.py")]
 NATIVE = sorted(path for path in (PACKAGE / "native" / "src").rglob("*") if path.suffix in (".h", ".cpp"))
 
-GROUND = {"config", "schedules", "recipes", "report", "progress", "reading", "seeds"}
+GROUND = {"config", "schedules", "recipes", "report", "progress", "reading", "seeds", "hub_answers"}
 """What stands at the package's top and needs neither torch nor transformers."""
 
 STORY = {"pruning", "job", "plan"}

@@ -16,6 +16,7 @@ from rich.text import Text
 from transformers.utils import logging as transformers_logging
 
 from hf_mamba_prune import progress
+from hf_mamba_prune.hub_answers import bound_waiting
 from hf_mamba_prune.publish.escapes import for_terminal
 
 _TAG = re.compile(r"\\*\[[a-z#/@][^\[\]]*\]")
@@ -38,11 +39,12 @@ class SafeConsole(Console):
 
 @contextmanager
 def open_console(quiet: bool, as_json: bool) -> Iterator[Console]:
-    """Where people's output goes; other libraries' bars and remarks are silenced."""
+    """Where people's output goes; other libraries are silenced, and the Hub is not waited for without end."""
     progress.silence(quiet)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     datasets.disable_progress_bars()
+    bound_waiting()
     yield SafeConsole(quiet=quiet or as_json, soft_wrap=False, emoji=False)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from hf_mamba_prune.command import choices
 from hf_mamba_prune.command.console import open_console, print_json
 from hf_mamba_prune.command.option_groups import OutputOptions, PushOptions
-from hf_mamba_prune.publish.hub import PushChoice, push_folder, write_card
+from hf_mamba_prune.publish.hub import PushChoice, Pushed, push_result, write_card
 
 
 def card(folder: Path, repo_id: str | None) -> None:
@@ -20,8 +20,28 @@ def card(folder: Path, repo_id: str | None) -> None:
 def push(folder: Path, hub: PushOptions, revision: str | None, overwrite: bool, shown: OutputOptions) -> None:
     """Push a result folder to the Hub."""
     with open_console(shown.quiet, shown.as_json) as console:
-        address = push_folder(folder, choices.push(hub, revision, overwrite))
-        print_json({"url": address}) if shown.as_json else console.print(f"Pushed: {address}", soft_wrap=True)
+        choice = choices.push(hub, revision, overwrite)
+        try:
+            done = push_result(folder, choice)
+        except (RuntimeError, OSError) as error:
+            if error.__cause__ is None and isinstance(error, RuntimeError):  # a refusal, which says what to do
+                raise
+            raise kept(folder, choice, error) from error
+        if shown.as_json:
+            print_json({"url": done.address, "already": done.already})
+        else:
+            console.print(said(done), soft_wrap=True)
+
+
+def said(done: Pushed) -> str:
+    """What became of a push, for people."""
+    return f"The Hub holds this already: {done.address}" if done.already else f"Pushed: {done.address}"
+
+
+def kept(folder: Path, choice: PushChoice, error: Exception) -> RuntimeError:
+    """The error of a push, with where the result is and how to go on."""
+    reason = str(error).rstrip(".")
+    return RuntimeError(f"{reason}. The result is in {folder}; push it with: {repeat_command(folder, choice)}")
 
 
 def repeat_command(folder: Path, choice: PushChoice) -> str:

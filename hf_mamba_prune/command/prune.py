@@ -9,15 +9,14 @@ from typing import Any
 
 from rich.console import Console
 
-from hf_mamba_prune.command import choices, tables
+from hf_mamba_prune.command import choices, hub, tables
 from hf_mamba_prune.command import option_groups as g
 from hf_mamba_prune.command.console import open_console, print_json
-from hf_mamba_prune.command.hub import repeat_command
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.job import PruningJob, default_output, demo_job
 from hf_mamba_prune.plan import Plan
 from hf_mamba_prune.publish.cloud import HubJob, refuse_local, without_option
-from hf_mamba_prune.publish.hub import PushChoice, push_folder
+from hf_mamba_prune.publish.hub import PushChoice, push_result
 
 
 def requested(
@@ -108,10 +107,9 @@ def _push(console: Console, output: Path, choice: PushChoice) -> None:
         RuntimeError: it could not be pushed; says where it is and how to go on.
     """
     try:
-        console.print(f"\nPushed: {push_folder(output, choice)}", soft_wrap=True)
-    except RuntimeError as error:
-        repeat = repeat_command(output, choice)
-        raise RuntimeError(f"{error} The result is in {output}; push it with: {repeat}") from error
+        console.print(f"\n{hub.said(push_result(output, choice))}", soft_wrap=True)
+    except (RuntimeError, OSError) as error:
+        raise hub.kept(output, choice, error) from error
 
 
 def _check_cost(plan: Plan, limit: float | None, job: PruningJob) -> None:

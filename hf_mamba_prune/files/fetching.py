@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import logging as hub_logging
 
 from hf_mamba_prune.files.weights import INDICES, WHOLE, shard_names
+from hf_mamba_prune.hub_answers import ODD_ANSWER, UNREADABLE
 from hf_mamba_prune.packed import INDEX_NAME
 
 Weights = Literal["own", "packed"]
@@ -68,10 +69,18 @@ def _download(source: str, revision: str | None, names: tuple[str, ...], outside
     verbosity = hub_logging.get_verbosity()
     hub_logging.set_verbosity_error()
     try:
-        found = snapshot_download(source, revision=revision, allow_patterns=list(names), ignore_patterns=[outside])
+        return _snapshot(source, revision, list(names), outside)
     finally:
         hub_logging.set_verbosity(verbosity)
-    return Path(found)
+
+
+def _snapshot(source: str, revision: str | None, wanted: list[str], left: str) -> Path:
+    try:
+        return Path(snapshot_download(source, revision=revision, allow_patterns=wanted, ignore_patterns=[left]))
+    except HFValidationError:
+        raise
+    except UNREADABLE as error:
+        raise RuntimeError(f"the Hub's answer about {source} {ODD_ANSWER}.") from error
 
 
 def _fetch_weights(source: str, commit: str, folder: Path) -> None:

@@ -39,17 +39,30 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         raise type(error)(f"no tokenizer: {str(error).rstrip('.')}; {_HINT}.") from error
     _check_files(folder, source)
     needs = _needs_sentencepiece(folder)
-    try:
+    with _ReadTokenizer(source, needs):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # noqa: BLE001 -- the tokenizers library raises this very class and nothing narrower
-        if type(error) is not Exception and not isinstance(error, _WRONG_FILES):
-            raise
-        reason = needs or next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise ValueError(f"{source} has no usable tokenizer ({reason[:200]}): {_HINT}.") from error
     # Where there are no files at all, transformers makes one without a vocabulary, for which every text is empty.
     if not tokenizer("a", add_special_tokens=False).input_ids:
         raise ValueError(f"{source} has no usable tokenizer ({needs or 'its vocabulary is empty'}): {_HINT}.")
     return tokenizer
+
+
+class _ReadTokenizer:
+    """What is wrong with a tokenizer's files as one sentence.
+
+    The tokenizers library raises the class `Exception` itself, which an `except` cannot name without all others.
+    """
+
+    def __init__(self, source: str, needs: str | None) -> None:
+        self._source, self._needs = source, needs
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is not None and (kind is Exception or issubclass(kind, _WRONG_FILES)):
+            reason = self._needs or next(iter(str(error).splitlines()), "") or kind.__name__
+            raise ValueError(f"{self._source} has no usable tokenizer ({reason[:200]}): {_HINT}.") from error
 
 
 def load_tokenizer_of(

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import HfApi, JobHardwareInfo, JobInfo, JobStage, get_token
+from huggingface_hub import CommitOperationAdd, HfApi, JobHardwareInfo, JobInfo, JobStage, Volume, get_token
+from huggingface_hub.errors import HfHubHTTPError
 
 from hf_mamba_prune.config import closest
-from hf_mamba_prune.measure.versions import version
-from hf_mamba_prune.publish.hub import hub_errors
+from hf_mamba_prune.hub_answers import ODD_ANSWER, hub_errors
+from hf_mamba_prune.publish.package import NAME, Wheel, running_wheel
+
+_IMAGE = "ghcr.io/astral-sh/uv:python3.12-bookworm"
+_FOLDER = "/package"
+_SCRIPT = (
+    'echo "$SHA256  $WHEEL" | sha256sum --check --quiet'
+    ' && exec uv run --no-project --with "$NEEDED" hf-mamba-prune "$@"'
+)
+"""The whole of what a job does; all that differs from job to job comes as a variable or an argument."""
 
 _HOURS = {"second": 1 / 3600, "minute": 1 / 60, "hour": 1.0}
 
@@ -49,6 +58,10 @@ class HubJob:
         """
         with hub_errors("the list of machines"):
             machines = {machine.name: machine for machine in HfApi().list_jobs_hardware()}
+            if not all(isinstance(machine.unit_cost_usd, (int, float)) for machine in machines.values()):
+                raise ValueError("a machine without a price")  # an answer of another shape
+        if not machines:
+            raise RuntimeError(f"the Hub's list of machines {ODD_ANSWER}.")
         if self.flavor not in machines:
             raise ValueError(closest("flavor", self.flavor, tuple(machines)))
         return machines[self.flavor]
@@ -68,24 +81,41 @@ class HubJob:
         )
 
     def start(self) -> JobInfo:
-        """Start it. The token travels as a secret.
+        """Start it, with this very package: no name is looked up for it. The token travels as a secret.
+
+        The package goes as a wheel to a private repository of the user, `<user>/hf-mamba-prune-jobs`, which the job
+        sees as a folder at the commit of this upload; the wheel is installed when its SHA-256 is the one known here.
 
         Raises:
-            RuntimeError: not logged in, or the Hub refuses.
+            RuntimeError: not logged in, the package is not installed here, or the Hub refuses.
         """
         token = get_token()
         if token is None:
             raise RuntimeError("you are not logged in to the Hub: run `hf auth login`, or set HF_TOKEN.")
-        with hub_errors("the job"), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".* is experimental", UserWarning)
-            return HfApi().run_uv_job(
-                "hf-mamba-prune",
-                script_args=list(self.arguments),
-                dependencies=[_requirement(self.extras)],
-                flavor=self.flavor,
-                timeout=round(self.hours * 3600),
-                secrets={"HF_TOKEN": token},
-            )
+        wheel = running_wheel()
+        volume = _upload(wheel)
+        path = f"{_FOLDER}/{_place(wheel)}"
+        extras = f"[{','.join(self.extras)}]" if self.extras else ""
+        environment = {"WHEEL": path, "SHA256": wheel.sha256, "NEEDED": f"{NAME}{extras} @ file://{path}"}
+        try:
+            with hub_errors("the job"), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".* is experimental", UserWarning)
+                return HfApi().run_job(
+                    image=_IMAGE,
+                    command=["bash", "-c", _SCRIPT, NAME, *self.arguments],
+                    env=environment,
+                    flavor=self.flavor,
+                    timeout=round(self.hours * 3600),
+                    secrets={"HF_TOKEN": token},
+                    volumes=[volume],
+                    name=NAME,
+                )
+        except RuntimeError as error:
+            if isinstance(error.__cause__, HfHubHTTPError):
+                raise
+            raise RuntimeError(
+                f"{error} It may run all the same: look with `hf jobs ps` before you repeat this."
+            ) from error
 
     def run(self, show: Callable[[str], None]) -> JobInfo:
         """Start it and follow its log to the end.
@@ -100,23 +130,50 @@ class HubJob:
         show(self.price())
         job = self.start()
         show(f"Started {job.url}; it goes on when this command is interrupted.")
-        api = HfApi()
-        with hub_errors("the job"), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".* is experimental", UserWarning)
-            for line in api.fetch_job_logs(job_id=job.id, namespace=job.owner.name, follow=True):
+        try:
+            for line in _log(job):
                 show(line)
-            done = api.wait_for_job(job.id, namespace=job.owner.name)
-        if done.status.stage != JobStage.COMPLETED:
-            reason = f": {done.status.message}" if done.status.message else ""
-            raise RuntimeError(f"the job ended as {done.status.stage}{reason}; its log is at {job.url}.")
+            with hub_errors("the job"), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".* is experimental", UserWarning)
+                done = HfApi().wait_for_job(job.id, namespace=job.owner.name)
+                stage, message = done.status.stage, done.status.message
+        except RuntimeError as error:
+            raise RuntimeError(f"{error} The job goes on: {job.url}") from error
+        if stage != JobStage.COMPLETED:
+            raise RuntimeError(
+                f"the job ended as {stage}{f': {message}' if message else ''}; its log is at {job.url}."
+            )
         return done
 
 
-def _requirement(extras: tuple[str, ...]) -> str:
-    """This version where it is an installed one."""
-    own = version()
-    name = "hf-mamba-prune" + (f"[{','.join(extras)}]" if extras else "")
-    return f"{name}=={own}" if own[0].isdigit() else name
+def _log(job: JobInfo) -> Iterator[str]:
+    """Lines of a job's log as they come."""
+    with hub_errors("the job's log"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* is experimental", UserWarning)
+        lines = iter(HfApi().fetch_job_logs(job_id=job.id, namespace=job.owner.name, follow=True))
+    while True:
+        with hub_errors("the job's log"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".* is experimental", UserWarning)
+            line = next(lines, None)
+        if line is None:
+            return
+        yield line
+
+
+def _place(wheel: Wheel) -> str:
+    """Where a wheel lies in the repository."""
+    return f"{wheel.sha256}/{wheel.name}"
+
+
+def _upload(wheel: Wheel) -> Volume:
+    """The commit of the user's repository that holds the wheel, as a folder for a job."""
+    with hub_errors("your user name"):
+        repo = f"{HfApi().whoami()['name']}/{NAME}-jobs"
+    with hub_errors(repo):
+        HfApi().create_repo(repo, private=True, exist_ok=True)
+        addition = CommitOperationAdd(_place(wheel), wheel.content)
+        done = HfApi().create_commit(repo, [addition], commit_message=f"What a job installs: {wheel.name}")
+    return Volume(type="model", source=repo, mount_path=_FOLDER, revision=done.oid, read_only=True)
 
 
 def refuse_local(sources: list[str]) -> None:

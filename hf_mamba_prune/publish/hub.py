@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import httpx2
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError
 
+from hf_mamba_prune.hub_answers import hub_errors
 from hf_mamba_prune.publish.card import CARD_NAME, default_name, render_card
 from hf_mamba_prune.publish.escapes import in_line
+from hf_mamba_prune.publish.held import HUBS_OWN, Held
 from hf_mamba_prune.report import PruningReport
 
 POOR_RATIO = 1.5
 """A perplexity above this multiple of the dense one is not pushed unless asked for."""
 
-_NEW = {".gitattributes", CARD_NAME}
+_NEW = {HUBS_OWN, CARD_NAME}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +40,17 @@ class PushChoice:
     revision: str | None = None
     overwrite: bool = False
     force: bool = False
+
+    @property
+    def target(self) -> str:
+        """The full id of the repository.
+
+        Raises:
+            ValueError: it is not known yet; `resolve` finds it.
+        """
+        if self.repo is None or "/" not in self.repo:
+            raise ValueError(f"the repository {self.repo!r} has no owner; expected user/name.")
+        return self.repo
 
     def check(self, report: PruningReport) -> None:
         """Refuse a bad result.
@@ -64,8 +74,7 @@ class PushChoice:
         Raises:
             RuntimeError: not logged in, or the Hub refuses.
         """
-        with hub_errors("your user name"):
-            user = HfApi().whoami()["name"]
+        user = _namespaces()[0]
         return self if self.repo and "/" in self.repo else replace(self, repo=f"{user}/{self.repo or name}")
 
     def addressed(self, name: str) -> PushChoice:
@@ -81,34 +90,47 @@ class PushChoice:
         found.held()
         return found
 
-    def held(self) -> set[str]:
-        """Files of the repository, empty for one that is still to be made.
+    def held(self) -> Held:
+        """What the repository holds, where this may be pushed to it.
 
         Raises:
-            RuntimeError: it holds a model and may not be changed, is public and should not be, may not be made by this
-                user, has no such branch, or the Hub refuses.
+            RuntimeError: as `look`; or it holds a model and may not be changed.
         """
-        api = HfApi()
-        with hub_errors(self.repo):
-            if not api.repo_exists(self.repo):
-                self._check_new(api.whoami())
-                return set()
-            held = set(api.list_repo_files(self.repo, revision=self.revision))
-            public = self.private and not api.model_info(self.repo).private
-        if public:
+        held = self.look()
+        self.refuse_model(held)
+        return held
+
+    def look(self) -> Held:
+        """What the repository holds; nothing where it is still to be made.
+
+        Raises:
+            RuntimeError: it is public and should not be, may not be made by this user, has no such branch, or the Hub
+                refuses.
+        """
+        held = Held.look(self.target, self.revision)
+        if held.commit is None:
+            self._check_new()
+        elif self.private and not held.private:
             raise RuntimeError(
                 f"{self.repo} exists and is public, and --private makes only new repositories private: change it on "
                 "the Hub first, or choose another --repo-id."
             )
-        if held - _NEW and not (self.overwrite or self.create_pr):
+        return held
+
+    def refuse_model(self, held: Held) -> None:
+        """Refuse to replace a model unless asked to.
+
+        Raises:
+            RuntimeError: there is one.
+        """
+        if held.files.keys() - _NEW and not (self.overwrite or self.create_pr):
             raise RuntimeError(
                 f"{self.repo} holds a model already: pass --overwrite to replace it or --create-pr to propose it."
             )
-        return held
 
-    def _check_new(self, user: dict) -> None:
-        namespace, own = self.repo.split("/")[0], [user["name"], *(org["name"] for org in user.get("orgs", ()))]
-        if namespace not in own:
+    def _check_new(self) -> None:
+        own = _namespaces()
+        if self.target.split("/")[0] not in own:
             raise RuntimeError(
                 f"there is no {self.repo}, and you cannot make it, as you write to {', '.join(own)}: choose another "
                 "--repo-id."
@@ -117,28 +139,54 @@ class PushChoice:
             raise RuntimeError(f"there is no {self.repo} yet, so it has no branch {self.revision}: leave that out.")
 
 
+def _namespaces() -> list[str]:
+    """Where this user may make repositories, their own name first."""
+    with hub_errors("your user name"):
+        user = HfApi().whoami()
+        names = [user["name"], *(org["name"] for org in user.get("orgs") or ())]
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError("names that are none")  # an answer of another shape
+    return names
+
+
 def write_card(folder: Path, repo: str | None = None) -> Path:
     """Render the card of a result folder into it.
 
     Raises:
         ValueError: the folder holds no report.
     """
-    path = folder / CARD_NAME
+    return _write(folder / CARD_NAME, render_card(PruningReport.load(folder), repo).encode("utf-8"))
+
+
+def _write(path: Path, content: bytes) -> Path:
     temporary = path.with_suffix(".part")
-    temporary.write_text(render_card(PruningReport.load(folder), repo), encoding="utf-8")
+    temporary.write_bytes(content)
     temporary.replace(path)
     return path
 
 
-def _refresh_card(folder: Path, report: PruningReport, repo: str) -> None:
-    """Render the card anew unless somebody wrote in it: for the repository it goes to, where it named another one."""
+def _card(folder: Path, report: PruningReport, repo: str) -> bytes:
+    """The card to push: as it is where somebody wrote in it, else rendered for the repository it goes to."""
     path = folder / CARD_NAME
     held = path.read_text(encoding="utf-8") if path.is_file() else None
     if held is not None:
         named = re.search(r'from_pretrained\("([^"]+)"', held)
         if held not in (render_card(report, name) for name in (None, named and named[1])):
-            return
-    write_card(folder, repo)
+            return path.read_bytes()
+    return render_card(report, repo).encode("utf-8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pushed:
+    """What became of a push.
+
+    Args:
+        address: of the commit or of the pull request.
+        already: the Hub held all this before, from an earlier push whose answer may have been lost.
+    """
+
+    address: str
+    already: bool = False
 
 
 def push_folder(folder: Path, choice: PushChoice) -> str:
@@ -153,69 +201,72 @@ def push_folder(folder: Path, choice: PushChoice) -> str:
 
     Raises:
         ValueError: no result in the folder, or not a valid id.
-        RuntimeError: a result too bad, a repository that holds something, the Hub refuses, or the connection broke;
-            the folder is as it was.
+        RuntimeError: a result too bad, a repository that holds something or that changes meanwhile, the Hub refuses,
+            or the connection broke; the folder is as it was.
     """
+    return push_result(folder, choice).address
+
+
+def push_result(folder: Path, choice: PushChoice) -> Pushed:
+    """As `push_folder`, and says whether the Hub held all this before."""
     report = PruningReport.load(folder)
     choice.check(report)
     choice = choice.resolve(default_name(report))
-    held = choice.held()
-    _refresh_card(folder, report, choice.repo)
-    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    operations = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
-    operations += [CommitOperationDelete(name) for name in sorted(held - files.keys() - {".gitattributes"})]
-    api, done_share = HfApi(), report.sparsity.prunable.sparsity
-    with hub_errors(choice.repo):
-        api.create_repo(choice.repo, private=choice.private or None, exist_ok=True)
-        done = api.create_commit(
-            choice.repo,
-            operations,
-            commit_message=f"{in_line(report.model.id)} pruned to {done_share:.0%} by hf-mamba-prune",
-            create_pr=choice.create_pr,
-            revision=choice.revision,
-        )
-    return done.pr_url or done.commit_url
+    share = report.sparsity.prunable.sparsity
+    title = f"{in_line(report.model.id)} pruned to {share:.0%} by hf-mamba-prune"
+    held = choice.look()
+    card = _card(folder, report, choice.target)
+    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    files: dict[str, Path | bytes] = {**found, CARD_NAME: card}
+    if held.same(files):
+        return Pushed(address=f"{HfApi().endpoint}/{choice.target}/commit/{held.commit}", already=True)
+    choice.refuse_model(held)
+    if choice.create_pr and held.commit is not None:
+        own = _same_pull(choice.target, title, files)
+        if own is not None:
+            return Pushed(address=own, already=True)
+    _write(folder / CARD_NAME, card)
+    if held.commit is None:
+        with hub_errors(choice.target):
+            HfApi().create_repo(choice.target, private=choice.private or None, exist_ok=True)
+        held = choice.held()  # its first commit; or a model, where somebody else was faster
+        if held.commit is None:
+            raise RuntimeError(f"{choice.target} was made and cannot be seen: check your token with `hf auth whoami`.")
+    return Pushed(address=_commit(choice, held, title, {name: folder / name for name in files}))
 
 
-@contextmanager
-def hub_errors(what: str) -> Iterator[None]:
-    """What goes wrong with the Hub as one sentence each, without addresses that could hold a secret."""
+def _commit(choice: PushChoice, held: Held, title: str, files: dict[str, Path]) -> str:
+    """One commit on top of the one that was looked at, or nothing."""
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
+        CommitOperationAdd(name, str(path)) for name, path in sorted(files.items())
+    ]
+    operations += [CommitOperationDelete(name) for name in sorted(held.files.keys() - files.keys() - {HUBS_OWN})]
     try:
-        yield
-    except HFValidationError as error:
-        raise ValueError(f"{what!r} is not a valid Hub id: expected user/name.") from error
-    except LocalTokenNotFoundError as error:
-        raise RuntimeError("you are not logged in to the Hub: run `hf auth login`, or set HF_TOKEN.") from error
-    except RepositoryNotFoundError as error:
-        raise RuntimeError(f"the Hub has no {what}, or your token may not see it: check `hf auth whoami`.") from error
-    except HfHubHTTPError as error:
-        raise RuntimeError(_sentence(what, error)) from error
-    except httpx2.TransportError as error:
-        raise RuntimeError(_broken(what, error)) from error
+        with hub_errors(choice.target):
+            done = HfApi().create_commit(
+                choice.target,
+                operations,
+                commit_message=title,
+                create_pr=choice.create_pr,
+                revision=choice.revision,
+                parent_commit=held.commit,
+            )
+            return done.pr_url or done.commit_url
     except RuntimeError as error:
         cause = error.__cause__
-        if isinstance(cause, HfHubHTTPError):
-            raise RuntimeError(_sentence(what, cause)) from error
-        if isinstance(cause, httpx2.TransportError):
-            raise RuntimeError(_broken(what, cause)) from error
+        if isinstance(cause, HfHubHTTPError) and cause.response is not None and cause.response.status_code == 412:
+            now = Held.look(choice.target, choice.revision)
+            if now.commit != held.commit:
+                raise RuntimeError(
+                    f"{choice.target} changed while this was pushed, and nothing of this was: another commit came, "
+                    f"{now.commit} ({held.changes(now)}). Look at it, then push again, with --overwrite to replace it."
+                ) from error
         raise
 
 
-_REASONS = {
-    401: "your token is missing or not valid: log in with `hf auth login`",
-    403: "your token may not write there: use one with the role `write`, or another --repo-id",
-    404: "there is no such repository or branch",
-    409: "somebody else changed the repository meanwhile",
-    412: "somebody else changed the repository meanwhile",
-    429: "too many requests: wait a few minutes",
-}
-
-
-def _broken(what: str, error: httpx2.TransportError) -> str:
-    return f"the connection to the Hub broke while pushing {what} ({type(error).__name__})."
-
-
-def _sentence(what: str, error: HfHubHTTPError) -> str:
-    status = error.response.status_code if error.response is not None else 0
-    reason = _REASONS.get(status, "the Hub has trouble: try again later" if status >= 500 else "it refused")
-    return f"the Hub did not take {what} (HTTP {status}): {reason}."
+def _same_pull(repo: str, title: str, files: dict[str, Path | bytes]) -> str | None:
+    """Address of an open pull request of this title that holds these files."""
+    with hub_errors(repo):
+        found = HfApi().get_repo_discussions(repo, discussion_type="pull_request", discussion_status="open")
+        pulls = [(pull.git_reference, pull.url) for pull in found if pull.is_pull_request and pull.title == title]
+    return next((url for reference, url in pulls if Held.look(repo, reference).same(files)), None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from datasets.data_files import EmptyDatasetError
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+from hf_mamba_prune.hub_answers import ODD_ANSWER
 from hf_mamba_prune.texts.columns import choose, kinds_of, text_of, texts_of
 from hf_mamba_prune.texts.files import SUFFIXES, file_rows, folder_rows
 
@@ -144,7 +146,15 @@ def _hub_errors(source: str) -> Iterator[None]:
         DatasetsError, ValueError, TypeError, KeyError, AttributeError, RecursionError, yaml.YAMLError,
         pyarrow.ArrowException,
     ) as error:  # fmt: skip
+        if _is_an_answer(error):
+            raise RuntimeError(f"the Hub's answer about the data set {source!r} {ODD_ANSWER}.") from error
         raise ValueError(f"the data set {source!r} cannot be used: {_short(error)}.") from error
+
+
+def _is_an_answer(error: Exception) -> bool:
+    """Whether the Hub's client could not read what came, rather than `datasets` the data."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(frame.f_globals.get("__name__") == "huggingface_hub.hf_api" for frame in frames)
 
 
 def _short(error: Exception) -> str:

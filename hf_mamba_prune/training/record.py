@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import httpx2
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from transformers import PreTrainedModel
 
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.files.origin import Origin, model_facts, shown_name
+from hf_mamba_prune.hub_answers import UNREADABLE
 from hf_mamba_prune.measure.counting import ZeroCounter
 from hf_mamba_prune.measure.environment import hardware
 from hf_mamba_prune.measure.versions import versions
@@ -134,7 +135,7 @@ def _repository(model: str) -> tuple[bool, str | None]:
         return False, None
     try:
         card = HfApi().model_info(model).card_data
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, httpx2.TransportError):
+    except (HfHubHTTPError, OfflineModeIsEnabled, httpx2.TransportError, *UNREADABLE):
         return False, None
     found = None if card is None else card.get("license")
     return True, found if isinstance(found, str) else None

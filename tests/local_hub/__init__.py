@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -49,6 +49,9 @@ class LocalHub:
         self.requests: list[Seen] = []
         self.failures: list[Failure] = []
         self.jobs: list[Job] = []
+        self.xorbs: dict[str, list[bytes]] = {}
+        self.store_url: str | None = None
+        self.store_tokens: dict[str, str] = {}
         self.jobs_end = "COMPLETED"
         self.page_size = 1000
         self.lock = threading.RLock()
@@ -123,10 +126,12 @@ class LocalHub:
         skip: int = 0,
         code: str | None = None,
         message: str | None = None,
+        body: bytes | None = None,
         retry_after: int | None = None,
         cut_request: int | None = None,
         cut_answer: int | None = None,
         delay: float = 0.0,
+        meanwhile: Callable[[], object] | None = None,
     ) -> Failure:
         """Let the next matching requests fail.
 
@@ -139,19 +144,21 @@ class LocalHub:
             code: ``X-Error-Code`` of the answer: RepoNotFound, EntryNotFound, RevisionNotFound, GatedRepo; when None,
                 RepoNotFound for 401 and 404 on a repo's addresses and nothing elsewhere.
             message: The error's text; a usual one for the status when None.
+            body: Answer with this, as a proxy does with a page of its own, and do nothing; the status is 200 if None.
             retry_after: Seconds, as ``Retry-After`` of the answer.
             cut_request: Drop the connection after this many bytes of the request's content, and do nothing.
             cut_answer: Do what was asked, and drop the connection after this many bytes of the answer's content
                 (0: before its headers).
             delay: Seconds to wait before anything else happens.
+            meanwhile: What somebody else does before the request is looked at.
 
         Returns:
             The failure; its ``hits`` says how often it struck, and ``times = 0`` ends it.
         """
         headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
-        cuts = {"cut_request": cut_request, "cut_answer": cut_answer}
-        known = {"status": status, "message": message, "code": code, "headers": headers, "delay": delay}
-        failure = Failure(method, re.compile(path), times, skip, **known, **cuts)
+        others = {"delay": delay, "meanwhile": meanwhile, "cut_request": cut_request, "cut_answer": cut_answer}
+        known = {"status": status, "message": message, "body": body, "code": code, "headers": headers}
+        failure = Failure(method, re.compile(path), times, skip, **known, **others)
         self.failures.append(failure)
         return failure
 
@@ -164,13 +171,13 @@ class LocalHub:
         """Return the address of a repo's page."""
         return f"{self.url}/{'' if repo_type == 'model' else f'{repo_type}s/'}{repo_id}"
 
-    def env(self, home: Path, token: str | None = None) -> dict[str, str]:
+    def env(self, home: Path, token: str | None = None, xet: bool = False) -> dict[str, str]:
         """Return the environment for another process that shall talk to this Hub; see :func:`client.environment`."""
-        return client.environment(self.url, home, token)
+        return client.environment(self.url, home, token, xet)
 
-    def attach(self, monkeypatch: pytest.MonkeyPatch, home: Path, token: str | None = None) -> None:
+    def attach(self, monkeypatch: pytest.MonkeyPatch, home: Path, token: str | None = None, xet: bool = False) -> None:
         """Let the client in this process talk to this Hub until the test ends; see :func:`client.attach`."""
-        client.attach(self.url, monkeypatch, home, token)
+        client.attach(self.url, monkeypatch, home, token, xet)
 
 
 @pytest.fixture

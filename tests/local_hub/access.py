@@ -19,7 +19,8 @@ def authenticate(hub: LocalHub, authorization: str | None) -> User | None:
     """
     if not authorization:
         return None
-    user = hub.users.get(authorization.removeprefix("Bearer ").strip())
+    token = authorization.removeprefix("Bearer ").strip()
+    user = hub.users.get(token) or hub.users.get(hub.store_tokens.get(token, ""))
     if user is None:
         raise HubError(401, "Invalid credentials in Authorization header")
     return user

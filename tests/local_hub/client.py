@@ -15,19 +15,27 @@ import pytest
 FOREIGN = ("HF_", "HUGGING", "TRANSFORMERS_OFFLINE", "http_proxy", "https_proxy", "all_proxy")
 
 
-def environment(url: str, home: Path, token: str | None) -> dict[str, str]:
+WITHOUT_XET = {"HF_HUB_DISABLE_XET": "1"}
+WITH_XET = {
+    "HF_XET_CLIENT_RETRY_BASE_DELAY": "10ms",
+    "HF_XET_XORB_COMPRESSION_POLICY": "none",  # the local store unpacks nothing
+    "HF_XET_TELEMETRY_ENABLED": "false",
+}
+
+
+def environment(url: str, home: Path, token: str | None, xet: bool = False) -> dict[str, str]:
     """Return this process's environment, changed so that the Hub's client talks to ``url`` and nothing else.
 
     Args:
         url: Address of the Hub.
         home: Folder for caches and tokens, in place of the user's own.
         token: Token of the user, None for nobody.
+        xet: Whether files go to the content store, as they do for users; else to the storage of LFS objects.
     """
     kept = {name: value for name, value in os.environ.items() if not name.lower().startswith(lowered(FOREIGN))}
     ours = {
         "HF_ENDPOINT": url,
         "HF_HOME": str(home),
-        "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_UPDATE_CHECK": "1",
         # Otherwise transformers asks a service outside to convert a model that has only pickled weights.
@@ -35,6 +43,7 @@ def environment(url: str, home: Path, token: str | None) -> dict[str, str]:
         "NO_PROXY": "127.0.0.1,localhost",
         "no_proxy": "127.0.0.1,localhost",
     }
+    ours |= WITH_XET if xet else WITHOUT_XET
     return kept | ours | ({} if token is None else {"HF_TOKEN": token})
 
 
@@ -43,7 +52,7 @@ def lowered(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name.lower() for name in names)
 
 
-def attach(url: str, monkeypatch: pytest.MonkeyPatch, home: Path, token: str | None) -> None:
+def attach(url: str, monkeypatch: pytest.MonkeyPatch, home: Path, token: str | None, xet: bool = False) -> None:
     """Point the client of this process at ``url`` until ``monkeypatch`` is undone; see :func:`environment`.
 
     The environment of this process changes too, for the processes that it starts. The waits between the client's
@@ -51,10 +60,10 @@ def attach(url: str, monkeypatch: pytest.MonkeyPatch, home: Path, token: str | N
     """
     import datasets
     from huggingface_hub import HfFileSystem, constants, hf_api
-    from huggingface_hub.utils import _http
+    from huggingface_hub.utils import _http, _xet
     from transformers.utils import hub
 
-    changed = environment(url, home, token)
+    changed = environment(url, home, token, xet)
     for name in [name for name in os.environ if name not in changed]:
         monkeypatch.delenv(name)
     for name, value in changed.items():
@@ -68,7 +77,7 @@ def attach(url: str, monkeypatch: pytest.MonkeyPatch, home: Path, token: str | N
         "HF_TOKEN_PATH": str(home / "token"),
         "HF_STORED_TOKENS_PATH": str(home / "stored_tokens"),
         "AGENT_HARNESSES_PATH": str(home / ".agent_harnesses.json"),
-        "HF_HUB_DISABLE_XET": True,
+        "HF_HUB_DISABLE_XET": not xet,
         "HF_HUB_DISABLE_TELEMETRY": True,
         "HF_HUB_OFFLINE": False,
     }
@@ -82,6 +91,7 @@ def attach(url: str, monkeypatch: pytest.MonkeyPatch, home: Path, token: str | N
     attach_datasets(url, monkeypatch, home, datasets.config)
     HfFileSystem.clear_instance_cache()
     _http.close_session()
+    _xet.abort_xet_session()  # the next one reads the environment anew
 
 
 def attach_datasets(url: str, monkeypatch: pytest.MonkeyPatch, home: Path, config: object) -> None:

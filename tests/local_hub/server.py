@@ -15,7 +15,7 @@ from socketserver import TCPServer, ThreadingMixIn
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from . import jobs, reading, writing
+from . import jobs, reading, writing, xet
 from .access import authenticate
 from .wire import Answer, Body, ConnectionCut, Failure, HubError, Request
 
@@ -50,6 +50,10 @@ ROUTES: tuple[tuple[str, str, Action], ...] = (
     ("POST", rf"{WEB}\.git/info/lfs/objects/batch", writing.lfs_batch),
     ("POST", rf"{WEB}\.git/info/lfs/verify", writing.lfs_verify),
     ("PUT", rf"/uploads/{OID}", writing.lfs_upload),
+    ("GET", rf"{API}/xet-write-token/{REV}", xet.write_token),
+    ("GET", r"/cas/v1/chunks/(?P<prefix>[^/]+)/(?P<hash>[^/]+)", xet.known_chunk),
+    ("POST", r"/cas/v1/xorbs/(?P<prefix>[^/]+)/(?P<hash>[^/]+)", xet.upload_xorb),
+    ("POST", r"/cas/v1/shards", xet.upload_shard),
     ("GET", r"/api/jobs/hardware", jobs.hardware),
     ("POST", r"/api/jobs/(?P<owner>[^/]+)", jobs.start),
     ("GET", r"/api/jobs/(?P<owner>[^/]+)/(?P<job>[^/]+)", jobs.inspect),
@@ -137,9 +141,11 @@ class Handler(BaseHTTPRequestHandler):
         try:
             if failure and failure.delay:
                 self.server.stopping.wait(failure.delay)
+            if failure and failure.meanwhile:
+                failure.meanwhile()
             if failure and failure.cut_request is not None:
                 body.read()
-            answer = (failure.error(url.path) if failure else None) or self.run(request)
+            answer = (failure.answer(url.path) if failure else None) or self.run(request)
             answer = answer.answer() if isinstance(answer, HubError) else answer
             body.read()
             status = answer.status if not failure or failure.cut_answer is None else None

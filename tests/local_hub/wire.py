@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -64,10 +64,12 @@ class Failure:
     status: int | None = None
     message: str | None = None
     code: str | None = None
+    body: bytes | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     cut_request: int | None = None
     cut_answer: int | None = None
     delay: float = 0.0
+    meanwhile: Callable[[], object] | None = None
     hits: int = 0
 
     def strikes(self, method: str, path: str) -> bool:
@@ -82,8 +84,10 @@ class Failure:
         self.hits += 1
         return True
 
-    def error(self, path: str) -> HubError | None:
-        """Return the error to send in place of the true answer, if there is one."""
+    def answer(self, path: str) -> Answer | HubError | None:
+        """Return what to send in place of the true answer, if there is something."""
+        if self.body is not None:
+            return Answer(self.status or 200, {"Content-Type": "text/html", **self.headers}, self.body)
         if self.status is None:
             return None
         message = self.message or MESSAGES.get(self.status, f"Failure {self.status}.")

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import os
+import subprocess
+import sys
+from importlib import metadata
 from pathlib import Path
 
 import local_hub as hubs
@@ -10,9 +16,11 @@ from conftest import run
 from local_hub import ALICE
 from tiny_models import build_model, build_tokenizer
 
+import hf_mamba_prune
 from hf_mamba_prune.publish.cloud import without_option
 
 local_hub = hubs.local_hub
+PACKAGES = "alice/hf-mamba-prune-jobs"
 COMMAND = ("bob/base", "--sparsity", "0.7", "--push", "--on-hub", "l4x1", "--max-hours", "2")
 
 
@@ -31,10 +39,8 @@ def test_the_command_goes_to_the_hub_and_its_log_comes_back(place, local_hub, ca
     assert run(*COMMAND) == 0
     (job,) = local_hub.jobs
     spec = job.spec
-    assert (
-        spec["command"][-6:] == ["hf-mamba-prune", "bob/base", "--sparsity", "0.7", "--push", "--max-hours", "2"][-6:]
-    )
-    assert spec["command"][:3] == ["uv", "run", "--with"] and "--on-hub" not in spec["command"]
+    assert spec["command"][:2] == ["bash", "-c"] and "--on-hub" not in spec["command"]
+    assert spec["command"][3:] == ["hf-mamba-prune", "bob/base", "--sparsity", "0.7", "--push", "--max-hours", "2"]
     assert (spec["flavor"], spec["timeoutSeconds"]) == ("l4x1", 7200)
     assert spec["secrets"] == {"HF_TOKEN": ALICE.token}
     assert ALICE.token not in str(spec | {"secrets": None})
@@ -50,7 +56,95 @@ def test_the_command_goes_to_the_hub_and_its_log_comes_back(place, local_hub, ca
 
 def test_tasks_bring_what_they_need(place, local_hub):
     assert run(*COMMAND, "--tasks", "piqa") == 0
-    assert any(part.startswith("hf-mamba-prune[eval]") for part in local_hub.jobs[0].spec["command"])
+    assert local_hub.jobs[0].spec["environment"]["NEEDED"].startswith("hf-mamba-prune[eval] @ file:///package/")
+
+
+def job_folder(local_hub, spec: dict, place: Path) -> Path:
+    """What a job finds where its volume is mounted: the files of a private repository at one commit."""
+    (volume,) = spec["volumes"]
+    assert (volume["type"], volume["source"], volume["readOnly"]) == ("model", PACKAGES, True)
+    assert local_hub.repos["model", PACKAGES].private
+    folder = place / "package"
+    for name, content in local_hub.files(PACKAGES, volume["revision"]).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def test_a_job_installs_the_running_package_and_nothing_that_a_name_finds(place, local_hub):
+    assert run(*COMMAND) == 0
+    spec = local_hub.jobs[0].spec
+    folder = job_folder(local_hub, spec, place)
+    wheel = folder / Path(spec["environment"]["WHEEL"]).relative_to("/package")
+    assert hashlib.sha256(wheel.read_bytes()).hexdigest() == spec["environment"]["SHA256"]
+    assert spec["environment"]["NEEDED"] == f"hf-mamba-prune @ file://{spec['environment']['WHEEL']}"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", "there"]
+    subprocess.run([*pip, str(wheel)], check=True, capture_output=True)
+    here = Path(hf_mamba_prune.__file__).parent
+    ours = {path.relative_to(here) for path in here.rglob("*.py")}
+    there = {path.relative_to("there/hf_mamba_prune") for path in Path("there/hf_mamba_prune").rglob("*.py")}
+    assert there == ours and not [*Path("there").rglob("*.so"), *Path("there").rglob("*.cpp")]
+    assert all((Path("there/hf_mamba_prune") / name).read_bytes() == (here / name).read_bytes() for name in ours)
+    assert (Path("there/bin/hf-mamba-prune")).is_file()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_job_starts_only_with_the_wheel_that_was_sent(place, local_hub, whole):
+    assert run(*COMMAND) == 0
+    spec = local_hub.jobs[0].spec
+    wheel = job_folder(local_hub, spec, place) / Path(spec["environment"]["WHEEL"]).relative_to("/package")
+    if not whole:
+        wheel.write_bytes(wheel.read_bytes()[:-1])
+    tool = place / "bin" / "uv"
+    tool.parent.mkdir()
+    tool.write_text("#!/bin/sh\nprintf '<%s>' \"$@\"\n")
+    tool.chmod(0o755)
+    found = {"PATH": f"{tool.parent}:{os.environ['PATH']}", **spec["environment"], "WHEEL": str(wheel)}
+    done = subprocess.run(spec["command"], env=found, capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) == whole
+    wanted = ("run", "--no-project", "--with", spec["environment"]["NEEDED"], "hf-mamba-prune", *spec["command"][4:])
+    assert (done.stdout == "".join(f"<{word}>" for word in wanted)) == whole
+    assert ("<run>" in done.stdout) == whole
+
+
+def test_the_same_package_is_sent_once(place, local_hub):
+    assert run(*COMMAND) == run(*COMMAND) == 0
+    first, second = (job.spec["volumes"][0]["revision"] for job in local_hub.jobs)
+    assert first == second and len(local_hub.commits(PACKAGES)) == 2
+
+
+def test_a_package_that_is_not_installed_is_refused(place, local_hub, monkeypatch, capsys):
+    def not_there(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "distribution", not_there)
+    assert run(*COMMAND) == 1
+    assert "cannot be told what to install: run `pip install" in capsys.readouterr().err
+    assert not local_hub.jobs and ("model", PACKAGES) not in local_hub.repos
+
+
+ASKED = {
+    "machines": ("GET", "/api/jobs/hardware"),
+    "package": ("POST", "/commit/"),
+    "start": ("POST", "/api/jobs/alice"),
+    "state": ("GET", "/api/jobs/alice/job0$"),
+}
+
+
+SHAPES = (b"<html>", b"{}", b"[1]", b"null")
+STILL_RUNS = {("state", b"{}"), ("state", b"[1]")}
+"""For the client a job without a state is one that goes on: it follows its log."""
+
+
+@pytest.mark.parametrize(
+    ("name", "body"), [case for case in itertools.product(ASKED, SHAPES) if case not in STILL_RUNS]
+)
+def test_an_answer_of_another_shape_is_a_sentence(place, local_hub, capsys, name, body):
+    failure = local_hub.fail(*ASKED[name], body=body, times=None)
+    assert run(*COMMAND) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert failure.hits and "is not what the Hub sends" in error
+    assert ("hf jobs ps" in error) == (name == "start") and ("The job goes on: " in error) == (name == "state")
 
 
 REFUSED = {

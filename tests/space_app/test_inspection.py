@@ -119,6 +119,13 @@ def test_what_is_no_mamba_is_refused(hub, harm: Callable[[LocalHub], None]):
     assert "/" not in str(refusal.value).replace("alice/small", "")
 
 
+@pytest.mark.parametrize("body", [b"<html>", b"{}", b"[1]", b"null"], ids=bytes.decode)
+def test_a_page_in_place_of_an_answer_is_a_sentence(hub, body):
+    hub.fail("GET", "/api/models/", body=body)
+    with pytest.raises(Refusal, match="The Hub cannot be reached"):
+        inspect(Order("alice/small"), Limits())
+
+
 def test_a_private_model_looks_as_if_it_were_not_there(hub):
     hub.add_model("alice/secret", {"config.json": b"{}"}, private=True)
     answers = set()
