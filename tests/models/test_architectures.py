@@ -19,7 +19,7 @@ from hf_mamba_prune.models.components import Tap
 from hf_mamba_prune.models.targets import components_of, find_targets
 
 IDS = torch.randint(VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(1))
-SCANS = {"mamba": "mamba_selective_scan", "mamba2": "mamba2_chunk_scan", "falcon_mamba": "mamba_selective_scan"}
+SCANS = {"selective": "mamba_selective_scan", "chunk": "mamba2_chunk_scan"}
 SCAN_INPUTS = ("hidden_states", "dt", "A", "B", "C")
 
 
@@ -34,9 +34,9 @@ class Recorder:
 
     def __init__(self, model, targets=()):
         self.convolved, self.scans, self.taps, self.outputs = [], [], {}, {}
-        kind = model.config.model_type
-        modeling = importlib.import_module(f"transformers.models.{kind}.modeling_{kind}")
-        convolve, scan = modeling.causal_conv1d_fn, getattr(modeling, SCANS[kind])
+        kernels = architecture_of(model.config).block(model.config, 0).kernels
+        modeling, scan_name = importlib.import_module(kernels.modeling), SCANS[kernels.scan]
+        convolve, scan = modeling.causal_conv1d_fn, getattr(modeling, scan_name)
 
         def record_convolution(*args, **options):
             self.convolved.append(convolve(*args, **options))
@@ -48,7 +48,7 @@ class Recorder:
 
         with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
             patch.setattr(modeling, "causal_conv1d_fn", record_convolution)
-            patch.setattr(modeling, SCANS[kind], record_scan)
+            patch.setattr(modeling, scan_name, record_scan)
             for target in targets:
                 see = self.taps.setdefault(target.name, []).append
                 if target.tap is not None:
@@ -223,7 +223,7 @@ def test_what_cannot_be_pruned_is_refused_with_the_reason(model):
 
 
 def test_other_models_are_refused_by_type():
-    with pytest.raises(ValueError, match="model_type is 'llama'.*Supported: mamba, mamba2, falcon_mamba"):
+    with pytest.raises(ValueError, match=f"model_type is 'llama'.*Supported: {', '.join(ARCHITECTURES)}"):
         architecture_of(LlamaConfig())
 
 
