@@ -64,7 +64,7 @@ def global_ranking(
             counts |= ranked
             return [counts[i] for i in range(len(slots))], bound
         counts |= {i: most for i, (_, most) in zip(over, held, strict=True)}
-        bound += [slots[i].name for i, (gone, most) in zip(over, held, strict=True) if gone < most]
+        bound += _at_ceiling([slots[i] for i in over], [most for _, most in held], config)
 
 
 def _held_at_ceiling(
@@ -94,7 +94,8 @@ def owl(
     mean = sum(shares.values()) / len(shares)
     wanted = total / sum(sizes.values())
     sparsities = [wanted - (shares[slot.target.layer] - mean) * scale for slot in slots]
-    return _shifted(slots, sparsities, total, _limits(slots, total, scores_of, config, shard))
+    found = _shifted(slots, sparsities, total, _limits(slots, total, scores_of, config, shard))
+    return found, _at_ceiling(slots, found, config)
 
 
 def _limits(
@@ -106,13 +107,16 @@ def _limits(
     return limits if sum(gone for gone, _ in limits) <= total else [(0, most) for _, most in limits]
 
 
-def _at_ceiling(slots: Sequence[Slot], counts: Sequence[int], limits: Sequence[tuple[int, int]]) -> list[str]:
-    return [s.name for s, count, (least, most) in zip(slots, counts, limits, strict=True) if least < count == most]
+def _at_ceiling(slots: Sequence[Slot], counts: Sequence[int], config: PruningConfig) -> list[str]:
+    """Names of the slots that the ceiling holds; not of those that were emptier than it allows before."""
+    return [
+        s.name for s, count in zip(slots, counts, strict=True) if count == weights_to_prune(config.ceiling, s.size)
+    ]
 
 
 def _shifted(
     slots: Sequence[Slot], sparsities: Sequence[float], total: int, limits: Sequence[tuple[int, int]]
-) -> Division:
+) -> list[int]:
     """Counts near the given sparsities, all moved by one amount so that they add up, within the limits."""
 
     def counts(shift: float) -> list[int]:
@@ -126,7 +130,7 @@ def _shifted(
     found = counts(below)
     for i, upper in enumerate(counts(above)):  # the last few: those that the next step of the shift would take
         found[i] += min(upper - found[i], total - sum(found))
-    return found, _at_ceiling(slots, found, limits)
+    return found
 
 
 def sensitivity(
@@ -148,7 +152,7 @@ def sensitivity(
         taken = min(count, left)
         found[index] += taken
         left -= taken
-    return found, _at_ceiling(slots, found, limits)
+    return found, _at_ceiling(slots, found, config)
 
 
 def _pieces(slot: Slot, curve: Sequence[tuple[float, float]], least: int, most: int) -> list[tuple[float, int]]:

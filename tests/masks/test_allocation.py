@@ -265,3 +265,17 @@ def test_all_components_may_be_fixed_when_the_sparsity_is_theirs():
     said = float(str(refused.value).split("alone make ")[1].split()[0])
     budget = budget_of(said, component_sparsity=fixed)
     assert abs(budget.total - said * SIZE) <= 1 and sum(budget.counts) == budget.total
+
+
+def test_a_tensor_that_an_earlier_step_brought_to_the_ceiling_is_still_held_by_it():
+    whole = {name: scores.clone() for name, scores in SCORES.items()}
+    first = budget_of(0.5, given(whole), ceiling=0.6)
+    assert first.at_ceiling
+    for slot, count in zip(first.slots, first.counts, strict=True):
+        flat = whole[slot.name].view(-1)
+        flat[flat.argsort()[:count]] = 0
+    assert set(budget_of(0.55, given(whole), ceiling=0.6).at_ceiling) >= set(first.at_ceiling)
+
+
+def given(scores):
+    return lambda target: scores[target.name]
