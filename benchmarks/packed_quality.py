@@ -17,10 +17,9 @@ from pathlib import Path
 
 import torch
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM
 
 from hf_mamba_prune import PruningConfig, load_model, prune, read_text, use_native
-from hf_mamba_prune.packed import write_packed_model
+from hf_mamba_prune.packed.checkpoint import load_packed, write_packed_model
 
 DATA = Path(os.environ.get("HF_MAMBA_PRUNE_DATA", "../shared/data"))
 WINDOW, BATCH = 512, 8
@@ -64,9 +63,8 @@ def main() -> None:
         packed = {}
         for values in ("auto", "int8"):
             folder = Path(temporary) / values
-            folder.mkdir()
             write_packed_model(folder, model, tokenizer, torch.bfloat16, values)
-            packed[values] = AutoModelForCausalLM.from_pretrained(folder, unpack=False)
+            packed[values] = load_packed(folder, unpack=False)
         print(f"{ids.numel():,} tokens, windows of {WINDOW}")
         report(model, packed, ids)
 

@@ -26,8 +26,7 @@ from transformers import MambaConfig, MambaForCausalLM
 from hf_mamba_prune import native
 from hf_mamba_prune.measure.environment import hardware
 from hf_mamba_prune.measure.speed import NATIVE, PACKED, STOCK, measure_apart
-from hf_mamba_prune.packed.config import to_packed
-from hf_mamba_prune.packed.files import write_packed
+from hf_mamba_prune.packed.checkpoint import pack_model
 from hf_mamba_prune.packed.tensors import pack_tensor
 from hf_mamba_prune.report import SpeedFacts
 
@@ -51,22 +50,9 @@ def build(shape: str, sparsity: float) -> MambaForCausalLM:
     return model
 
 
-def write_pack(model: MambaForCausalLM, folder: Path, coding: str | None, head: str | None) -> None:
-    """Packed weights without a tokenizer, the projections and the head each in its coding."""
-    folder.mkdir()
-    tied = {"lm_head.weight": "backbone.embeddings.weight"}
-
-    def weights():
-        for name, weight in model.named_parameters():
-            if name.endswith("proj.weight"):
-                yield name, pack_tensor(weight, coding)
-            elif name.endswith("embeddings.weight"):
-                yield name, pack_tensor(weight, head)
-            else:
-                yield name, weight.detach()
-
-    write_packed(folder, weights(), tied)
-    to_packed(model.config).save_pretrained(folder)
+def write_pack(model: MambaForCausalLM, folder: Path, values: str) -> None:
+    """A packed checkpoint without a tokenizer."""
+    pack_model(model, torch.bfloat16, values).save_pretrained(folder)
 
 
 def measured(name: str, folder: Path, rounds: int = 3, tokens: int = NEW_TOKENS) -> SpeedFacts:
@@ -109,8 +95,8 @@ def run_shape(shape: str, sparsity: float, llama: str | None) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         model.save_pretrained(root / "dense")
-        for name, coding, head in (("bf16", None, None), ("int8", "int8", "int8")):
-            write_pack(model, root / name, coding, head)
+        for name, coding in (("bf16", None), ("int8", "int8")):
+            write_pack(model, root / name, coding or "auto")
             packed, dense = projection_bytes(model, coding)
             print(f"packed projections, {name}: {packed / dense:.4f} x their dense bf16")
         weights = sum(weight.numel() * 2 for weight in model.parameters())
@@ -165,7 +151,7 @@ def run_sets(shape: str, sparsity: float) -> None:
         root = Path(temporary)
         model.save_pretrained(root / "dense")
         for name, coding in (("bf16", None), ("int8", "int8")):
-            write_pack(model, root / name, coding, coding)
+            write_pack(model, root / name, coding or "auto")
         del model
         for isa in native.instruction_sets():
             os.environ["HF_MAMBA_PRUNE_ISA"] = isa
@@ -186,7 +172,7 @@ def run_curve(shape: str) -> None:
         model = build(shape, level)
         with tempfile.TemporaryDirectory() as temporary:
             for name, coding in (("bf16", None), ("int8", "int8")):
-                write_pack(model, Path(temporary) / name, coding, coding)
+                write_pack(model, Path(temporary) / name, coding or "auto")
                 speed = measured(PACKED, Path(temporary) / name)
                 rates[name].append(speed.decode_tokens_per_second)
             if level == 0.0:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from hf_mamba_prune.models.targets import Target, find_targets
     from hf_mamba_prune.native import use_native
+    from hf_mamba_prune.packed.config import PackedConfig
     from hf_mamba_prune.plan import Plan, make_plan
     from hf_mamba_prune.progress import Progress, follow
     from hf_mamba_prune.pruning import prune
@@ -52,6 +53,7 @@ __all__ = [
     "MambaForSequenceClassification",
     "ModelChoice",
     "Origin",
+    "PackedConfig",
     "Plan",
     "Progress",
     "PruningCallback",
@@ -93,6 +95,7 @@ _ROOMS = {
     "MambaForSequenceClassification": "models.heads",
     "ModelChoice": "job",
     "Origin": "files.origin",
+    "PackedConfig": "packed.config",
     "Plan": "plan",
     "Progress": "progress",
     "PruningCallback": "training.trainer",
@@ -139,4 +142,3 @@ def __dir__() -> list[str]:
 
 
 register_when_needed()
-__import__("hf_mamba_prune.packed").packed.register()  # until packed is a quantizer

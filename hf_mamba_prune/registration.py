@@ -13,7 +13,10 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
-_TOLD = {"transformers.models.auto.modeling_auto": ("hf_mamba_prune.models.head_registry", "register_heads")}
+_TOLD = {
+    "transformers.models.auto.modeling_auto": ("hf_mamba_prune.models.head_registry", "register_heads"),
+    "transformers.quantizers.auto": ("hf_mamba_prune.packed.quantizer", "register"),
+}
 """Module of transformers with a registry -> the function of this package that is called with it.
 
 It runs while other modules of transformers may be half imported, so it must not import any.

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import torch
 from orders import BUNDLED, Order, sentence, source_of
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
 from hf_mamba_prune import HubJob, PushChoice, follow, load_model, push_folder, use_native
+from hf_mamba_prune.packed.checkpoint import load_packed
 
 Say = Callable[[object], None]
 RESULT = "model"
@@ -113,7 +114,7 @@ def _writers(order: Order, result: Path) -> Iterator[tuple[str, PreTrainedModel,
         yield "dense", loaded.model, loaded.tokenizer
     tokenizer = loaded.tokenizer
     del loaded
-    yield "packed", AutoModelForCausalLM.from_pretrained(result / "packed", unpack=False), tokenizer
+    yield "packed", load_packed(result / "packed", unpack=False), tokenizer
 
 
 def push(folder: Path, say: Say, result: Path, choice: PushChoice) -> str:

@@ -7,14 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_models import ARCHITECTURE_CASES, VOCABULARY, build_model, build_tokenizer
-from transformers import AutoModelForCausalLM
 
 from hf_mamba_prune import native
-from hf_mamba_prune.packed import write_packed_model
+from hf_mamba_prune.packed.checkpoint import load_packed, write_packed_model
 
 CASES = pytest.mark.parametrize("case", ARCHITECTURE_CASES)
 needs_kernels = pytest.mark.skipif(not native.available(), reason="the kernels are not built or switched off")
-SHARD = "packed-00001-of-00001.safetensors"
+SHARD = "model.safetensors"
 
 
 def sparse_model(case: str):
@@ -32,13 +31,12 @@ def sparse_model(case: str):
 def save(folder: Path, case: str = "mamba", dtype: torch.dtype = torch.float32, values: str = "auto"):
     """A packed checkpoint, and the model that it was made of with its weights rounded to `dtype`."""
     model = sparse_model(case)
-    folder.mkdir(exist_ok=True)
     write_packed_model(folder, model, build_tokenizer(), dtype, values)
     return model.to(dtype).float()
 
 
 def load(folder: Path, **options):
-    return AutoModelForCausalLM.from_pretrained(folder, **{"unpack": False} | options)
+    return load_packed(folder, **{"unpack": False} | options)
 
 
 def tokens(length: int, batch: int = 1, seed: int = 0) -> torch.Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, TextStreamer
+from transformers import PreTrainedTokenizerBase, TextStreamer
 
 from hf_mamba_prune import native
 from hf_mamba_prune.command import tables
@@ -19,9 +19,12 @@ from hf_mamba_prune.command.console import open_console, print_json
 from hf_mamba_prune.command.option_groups import BenchOptions, GenerateOptions, OutputOptions, PackOptions
 from hf_mamba_prune.files.loading import fetch, load_model, load_tokenizer
 from hf_mamba_prune.files.saving import check_output, whole_folder
+from hf_mamba_prune.files.version_1 import convert_version_1, is_version_1
+from hf_mamba_prune.files.weights import weight_files
 from hf_mamba_prune.measure.environment import hardware
 from hf_mamba_prune.measure.speed import TokenClock, compare_speeds, file_bytes
-from hf_mamba_prune.packed import INDEX_NAME, is_packed, write_packed_model
+from hf_mamba_prune.packed.checkpoint import is_packed, load_packed, write_packed_model
+from hf_mamba_prune.packed.modules import packed_modules
 from hf_mamba_prune.publish.escapes import for_terminal
 from hf_mamba_prune.texts.sequences import check_ids
 
@@ -30,8 +33,17 @@ def pack(wanted: PackOptions, shown: OutputOptions) -> None:
     """Write a model in packed form."""
     model = wanted.model
     folder = wanted.output or (Path(model) / "packed" if Path(model).is_dir() else Path(f"{Path(model).name}-packed"))
-    check_output(folder, wanted.overwrite, INDEX_NAME)
+    check_output(folder, wanted.overwrite, "config.json")
+    if folder.is_dir() and any(folder.iterdir()) and not is_packed(folder):
+        raise ValueError(f"{folder} holds a model that is not packed: not overwritten.")
     with open_console(shown.quiet, shown.as_json) as console:
+        source, _ = fetch(model, wanted.revision, "own")
+        if is_version_1(source):
+            with whole_folder(folder, wanted.overwrite) as temporary:
+                convert_version_1(source, temporary)
+                load_tokenizer(str(wanted.tokenizer or source)).save_pretrained(temporary)
+            console.print(f"Converted into [bold]{folder}[/], in today's packed format.")
+            return
         loaded = load_model(model, wanted.revision, wanted.dtype, "cpu", wanted.tokenizer)
         with whole_folder(folder, wanted.overwrite) as temporary:
             write_packed_model(temporary, loaded.model, loaded.tokenizer, loaded.saved_dtype, wanted.values)
@@ -50,7 +62,8 @@ def unpack(model: str, output: Path, revision: str | None) -> None:
         folder, _ = fetch(model, revision, "own")
         if not is_packed(folder):
             raise ValueError(f"{model} is not a packed checkpoint: nothing to unpack.")
-        found = AutoModelForCausalLM.from_pretrained(folder, unpack=True)
+        weight_files(folder)  # refuses an index that names files elsewhere
+        found = load_packed(folder, unpack=True)
         with whole_folder(output) as temporary:
             found.save_pretrained(temporary)
             load_tokenizer(str(folder)).save_pretrained(temporary)
@@ -89,7 +102,7 @@ def generate(wanted: GenerateOptions) -> None:
         with native.use_native(found) if not wanted.no_native else nullcontext():
             found.generate(**inputs, max_new_tokens=wanted.max_new_tokens, streamer=streamer, **sampling)
         if len(streamer.clock.times) > 2:
-            kind = "packed" if hasattr(found, "engine") else "dense"
+            kind = "packed" if packed_modules(found) else "dense"
             rate = f"{streamer.clock.rate:.1f} tokens a second ({kind}, {torch.get_num_threads()} threads)"
             print(f"\n{rate}", file=sys.stderr)
 
@@ -101,7 +114,8 @@ def _writer(model: str, revision: str | None, dense: bool) -> tuple[Any, PreTrai
     fetch(model, commit, "packed" if beside else "own")
     folder = folder / "packed" if beside else folder
     if is_packed(folder):
-        return AutoModelForCausalLM.from_pretrained(folder), load_tokenizer(str(folder))
+        weight_files(folder)  # refuses an index that names files elsewhere
+        return load_packed(folder), load_tokenizer(str(folder))
     loaded = load_model(model, revision)
     return loaded.model, loaded.tokenizer
 
@@ -116,7 +130,6 @@ def bench(wanted: BenchOptions, shown: OutputOptions) -> None:
             loaded = load_model(wanted.model, wanted.revision, device="cpu")
             dense, packed = Path(temporary) / "dense", Path(temporary) / "packed"
             dense.mkdir()
-            packed.mkdir()
             nn.Module.to(loaded.model, loaded.saved_dtype)
             loaded.model.save_pretrained(dense)
             write_packed_model(packed, loaded.model, loaded.tokenizer, loaded.saved_dtype, wanted.values)

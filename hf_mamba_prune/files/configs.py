@@ -11,16 +11,14 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from hf_mamba_prune.files.fields import check_fields, wrong_field
 from hf_mamba_prune.files.state_spaces import convert_config, is_original_layout
+from hf_mamba_prune.files.version_1 import is_version_1
 from hf_mamba_prune.models.architectures import ARCHITECTURES
-from hf_mamba_prune.packed.config import PACKED_CONFIGS
+from hf_mamba_prune.packed.config import METHOD
 from hf_mamba_prune.reading import read_json
 
-OWN_METHOD = "hf-mamba-prune"
-"""`quant_method` of this package's packed form."""
 MOST_LAYERS = 1000
 """Blocks of a model whose weights are not at hand to count them by."""
 
-_PACKED = tuple(config.model_type for config in PACKED_CONFIGS.values())
 _KERNEL_KEYS = ("use_kernels", "kernel_config", "kernels", "experts_implementation")
 _ATTENTION = ("attn_implementation", "_attn_implementation")
 
@@ -41,7 +39,9 @@ def read_config(folder: Path, source: str) -> dict[str, Any]:
         raise ValueError(f"{source} holds no config.json: it is not a model.")
     values = read_json(path, f"config.json of {source}")
     kind = values.get("model_type") if isinstance(values, dict) else None
-    known = isinstance(kind, str) and kind in (*ARCHITECTURES, *_PACKED)
+    known = isinstance(kind, str) and kind in ARCHITECTURES
+    if is_version_1(folder):
+        raise ValueError(f"{source} is of version 1 of the packed format: `hf-mamba-prune pack {source}` converts it.")
     if not isinstance(values, dict) or not (known or is_original_layout(values)):
         raise ValueError(
             f"{source} is a model of type {kind!r}, which is not a supported state-space model. "
@@ -59,7 +59,7 @@ def _refuse_quantized(values: dict[str, Any], source: str) -> None:
         if found is None:
             continue
         method = found.get("quant_method") if isinstance(found, dict) else None
-        if method == OWN_METHOD:
+        if method == METHOD:
             continue
         bits = [f"{found[name]}-bit" for name in ("bits", "w_bit") if isinstance(found, dict) and found.get(name)]
         bits += [f"{n}-bit" for n in (4, 8) if isinstance(found, dict) and found.get(f"load_in_{n}bit") is True]

@@ -20,9 +20,9 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import logging as hub_logging
 
+from hf_mamba_prune.files.version_1 import is_version_1
 from hf_mamba_prune.files.weights import INDICES, WHOLE, shard_names
 from hf_mamba_prune.hub_answers import ODD_ANSWER, UNREADABLE
-from hf_mamba_prune.packed import INDEX_NAME
 
 Weights = Literal["own", "packed"]
 
@@ -48,7 +48,7 @@ def fetch(source: str, revision: str | None = None, *weights: Weights) -> tuple[
         folder = _download(source, revision, _SMALL)
         commit = folder.name  # from here on the same commit, whatever is pushed meanwhile
         # Of a packed form beside it what says that there is one, and the rest when it is wanted.
-        beside = (*_SMALL, "*.safetensors") if "packed" in weights else ("config.json", INDEX_NAME)
+        beside = (*_SMALL, "*.safetensors") if "packed" in weights else ("config.json",)
         _download(source, commit, tuple(f"packed/{name}" for name in beside), outside="packed/*/*")
         if "own" in weights:
             _fetch_weights(source, commit, folder)
@@ -85,7 +85,7 @@ def _snapshot(source: str, revision: str | None, wanted: list[str], left: str) -
 
 def _fetch_weights(source: str, commit: str, folder: Path) -> None:
     """The files that will be read, in the order of `weights.weight_files`: of several forms only the first."""
-    if (folder / INDEX_NAME).is_file():
+    if is_version_1(folder):
         _download(source, commit, ("packed-*.safetensors",))
         return
     for whole, index in zip(WHOLE, INDICES, strict=True):

@@ -23,7 +23,7 @@ from hf_mamba_prune.files.skeleton import build_skeleton, load_skeleton
 from hf_mamba_prune.files.state_spaces import OLD_NAME, is_original_layout, load_original
 from hf_mamba_prune.files.tokenizers import load_tokenizer, load_tokenizer_of, tokenizer_source
 from hf_mamba_prune.files.weights import weight_files
-from hf_mamba_prune.packed import is_packed
+from hf_mamba_prune.packed.checkpoint import is_packed, load_packed
 
 __all__ = [
     "LoadedModel",
@@ -157,10 +157,9 @@ def _load_transformers(folder: Path, dtype: torch.dtype | str) -> PreTrainedMode
 
 
 def _unpacked(folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:
+    weight_files(folder)  # refuses an index that names files elsewhere
     with _without_remarks():
-        return AutoModelForCausalLM.from_pretrained(
-            folder, unpack=True, dtype=dtype or "auto", trust_remote_code=False
-        )
+        return load_packed(folder, unpack=True, dtype=dtype or "auto")
 
 
 def _refuse_not_finite(model: PreTrainedModel, source: str) -> None:

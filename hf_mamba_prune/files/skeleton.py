@@ -10,8 +10,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from hf_mamba_prune.files.configs import MOST_LAYERS, build_config, read_config
 from hf_mamba_prune.files.fetching import fetch
 from hf_mamba_prune.files.weights import Held, held_in
-from hf_mamba_prune.packed import is_packed
-from hf_mamba_prune.packed.config import PACKED_CONFIGS, to_dense
 
 _SLACK = 1 << 20
 """Weights that a config may describe beyond twice those in the files: few enough to build and say what is missing."""
@@ -37,13 +35,14 @@ def build_skeleton(folder: Path, source: str) -> tuple[PreTrainedModel, Held | N
         ValueError: see `load_skeleton`.
     """
     values = read_config(folder, source)
-    held = None if is_packed(folder) else held_in(folder)
+    held = held_in(folder)
     blocks = values.get("num_hidden_layers", values.get("n_layer"))
     if isinstance(blocks, int) and blocks > (most := MOST_LAYERS if held is None else held.blocks):
         there = f"at most {most} blocks" if held is None else f"its weights, which hold {most} blocks"
         raise ValueError(f"config.json of {source} does not fit: it describes {blocks:,} blocks; expected {there}.")
     config = build_config(folder, values, source)
-    config = to_dense(config) if type(config) in PACKED_CONFIGS.values() else config
+    if values.get("quantization_config"):
+        del config.quantization_config  # the model is made dense
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)

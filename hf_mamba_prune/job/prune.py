@@ -16,7 +16,8 @@ from hf_mamba_prune.files.saving import check_output, whole_folder, write_checkp
 from hf_mamba_prune.job.choices import TRAINING_LENGTH, EvaluationChoice, ModelChoice, RecoveryChoice
 from hf_mamba_prune.measure.evaluation import Evaluation
 from hf_mamba_prune.measure.speed import compare_speeds
-from hf_mamba_prune.packed import check_values, write_packed_model
+from hf_mamba_prune.packed.checkpoint import write_packed_model
+from hf_mamba_prune.packed.config import check_values
 from hf_mamba_prune.plan import Plan, make_plan
 from hf_mamba_prune.progress import track
 from hf_mamba_prune.pruning import prepare, reads_calibration
@@ -216,7 +217,6 @@ def _origin(loaded: LoadedModel, command: str | None) -> Origin:
 def _packed(loaded: LoadedModel, folder: Path, values: str) -> tuple[SpeedFacts, ...]:
     """Write the packed checkpoint beside the dense one, and measure both."""
     packed = folder / "packed"
-    packed.mkdir()
     write_packed_model(packed, loaded.model, loaded.tokenizer, loaded.saved_dtype, values)
     return tuple(track(compare_speeds(folder, packed), "measure speed", "model", 3))
 

@@ -20,7 +20,8 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
 from hf_mamba_prune.native import active_instruction_set, use_native
-from hf_mamba_prune.packed import is_packed, read_packed
+from hf_mamba_prune.packed.checkpoint import load_packed
+from hf_mamba_prune.packed.modules import packed_modules
 from hf_mamba_prune.report import SpeedFacts
 
 STOCK, NATIVE, PACKED = "dense, transformers", "dense, native kernels", "packed"
@@ -123,7 +124,7 @@ def measure(name: str, folder: Path, new_tokens: int, threads: int) -> SpeedFact
         prefill = min(_seconds_of_prefill(model, ids) for _ in range(1 if name == STOCK else 3))
     return SpeedFacts(
         name=name,
-        values=_values_of(model, folder),
+        values=_values_of(model),
         kernels=active_instruction_set() if name != STOCK else "none",
         threads=threads,
         file_bytes=file_bytes(folder),
@@ -137,15 +138,14 @@ def measure(name: str, folder: Path, new_tokens: int, threads: int) -> SpeedFact
 
 def _load(name: str, folder: Path) -> PreTrainedModel:
     if name == PACKED:
-        return AutoModelForCausalLM.from_pretrained(folder, unpack=False)
+        return load_packed(folder, unpack=False)
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
 
 
-def _values_of(model: PreTrainedModel, folder: Path) -> str:
-    if not is_packed(folder):
-        return str(model.dtype).removeprefix("torch.")
-    codings = [entry["coding"] for entry in read_packed(folder).tensors.values() if "coding" in entry]
-    return max(set(codings), key=codings.count)
+def _values_of(model: PreTrainedModel) -> str:
+    """The dtype of the weights, where they are packed that of most of them."""
+    dtypes = [module.weight.matrix.dtype for module in packed_modules(model).values()] or [model.dtype]
+    return str(max(set(dtypes), key=dtypes.count)).removeprefix("torch.")
 
 
 def _seconds_of_prefill(model: PreTrainedModel, ids: torch.Tensor) -> float:

@@ -17,6 +17,7 @@ from hf_mamba_prune.models.components import (
     Kernels,
     Recurrence,
     TapOf,
+    TokenStep,
     no_tap,
     tap,
 )
@@ -27,6 +28,7 @@ _STATE_OFF = (
     "the state's row of B or C removes it"
 )
 _SKIP_OFF = "a zero removes the skip connection of the {}"
+_MOST = 3.4028234663852886e38  # of float32
 _A_LOG = Component(name="A_log", weight="mixer.A_log", kind="state", tap=no_tap, off=_STATE_OFF)
 
 EMBEDDINGS = Component(name="embeddings", weight="embeddings.weight", kind="lookup", tap=no_tap, per_layer=False)
@@ -55,7 +57,26 @@ def _conv1d(columns: Callable[[ModelConfig], tuple[int, int]]) -> Component:
     )
 
 
-def _selective_block(dt_tap: TapOf, modeling: str, prefix: str) -> BlockKind:
+def _step_sizes(config: ModelConfig) -> dict[str, float]:
+    names = {"d_model": "hidden_size", "states": "state_size", "conv_width": "conv_kernel"}
+    return {name: getattr(config, field) for name, field in names.items()} | {"norm_eps": config.layer_norm_epsilon}
+
+
+_STEP_VECTORS = {
+    "norm": "norm.weight", "in_bias": "mixer.in_proj.bias", "conv_weight": "mixer.conv1d.weight",
+    "conv_bias": "mixer.conv1d.bias", "A": "mixer.A_log", "D": "mixer.D", "out_bias": "mixer.out_proj.bias",
+}  # fmt: skip
+_SELECTIVE_STEP = TokenStep(
+    matrices={name: f"mixer.{name}" for name in ("in_proj", "x_proj", "dt_proj", "out_proj")},
+    vectors=_STEP_VECTORS | {"dt_bias": "mixer.dt_proj.bias"},
+    sizes=lambda c: _step_sizes(c) | {"d_inner": c.intermediate_size, "rank": int(c.time_step_rank)},
+)
+_FALCON_STEP = replace(
+    _SELECTIVE_STEP, sizes=lambda c: dict(_SELECTIVE_STEP.sizes(c)) | {"mixer_eps": c.mixer_rms_eps}
+)
+
+
+def _selective_block(dt_tap: TapOf, modeling: str, prefix: str, step: TokenStep) -> BlockKind:
     """A Mamba-1 block: in_proj -> conv1d -> x_proj -> dt_proj, scan -> out_proj.
 
     The input of `dt_proj` is that of before `x_proj` changes: a stage of its own costs a pass and brought nothing.
@@ -73,7 +94,14 @@ def _selective_block(dt_tap: TapOf, modeling: str, prefix: str) -> BlockKind:
         components=(in_proj, x_proj, dt_proj, _OUT_PROJ, _conv1d(lambda c: (0, c.intermediate_size)), skip, _A_LOG),
         d_inner=lambda c: c.intermediate_size,
         recurrence=Recurrence(tap=dt_tap, weight=dt_proj.weight, bias="mixer.dt_proj.bias", rates=_A_LOG.weight),
-        kernels=Kernels(modeling=modeling, scan="selective", mixer=f"{prefix}Mixer", norm=f"{prefix}RMSNorm"),
+        kernels=Kernels(
+            modeling=modeling,
+            scan="selective",
+            mixer=f"{prefix}Mixer",
+            norm=f"{prefix}RMSNorm",
+            language_model=f"{prefix}ForCausalLM",
+            step=step,
+        ),
     )
 
 
@@ -97,6 +125,18 @@ def _mamba2_dt_columns(config: ModelConfig) -> tuple[int, int]:
     return stop, stop + config.num_heads
 
 
+def _mamba2_step_sizes(config: ModelConfig) -> dict[str, float]:
+    low, high = config.time_step_limit
+    sizes = {"d_inner": _widths(config)[0], "heads": config.num_heads, "groups": config.n_groups}
+    return _step_sizes(config) | sizes | {"step_min": low, "step_max": min(high, _MOST)}
+
+
+_MAMBA2_STEP = TokenStep(
+    matrices={name: f"mixer.{name}" for name in ("in_proj", "out_proj")},
+    vectors=_STEP_VECTORS | {"dt_bias": "mixer.dt_bias", "gate_norm": "mixer.norm.weight"},
+    sizes=_mamba2_step_sizes,
+)
+
 _MAMBA2_BLOCK = BlockKind(
     components=(
         _in_proj(_mamba2_parts),
@@ -111,29 +151,44 @@ _MAMBA2_BLOCK = BlockKind(
         rates=_A_LOG.weight, limit="time_step_limit",
     ),
     kernels=Kernels(
-        modeling="transformers.models.mamba2.modeling_mamba2", scan="chunk", mixer=None, norm="Mamba2RMSNorm"
+        modeling="transformers.models.mamba2.modeling_mamba2", scan="chunk", mixer=None, norm="Mamba2RMSNorm",
+        language_model="Mamba2ForCausalLM", step=_MAMBA2_STEP,
     ),
 )  # fmt: skip
+
+_FIELDS = (
+    "vocab_size", "hidden_size", "num_hidden_layers", "state_size", "conv_kernel", "expand", "hidden_act", "use_bias",
+    "use_conv_bias", "layer_norm_epsilon", "residual_in_fp32", "tie_word_embeddings",
+)  # fmt: skip
+_SELECTIVE_FIELDS = (*_FIELDS, "intermediate_size", "time_step_rank")
 
 ARCHITECTURES: dict[str, Architecture] = {
     "mamba": Architecture(
         name="Mamba",
+        fields=_SELECTIVE_FIELDS,
         kinds={
             "mamba": _selective_block(
                 tap("mixer.x_proj", "output", lambda c: (0, c.time_step_rank)),
                 "transformers.models.mamba.modeling_mamba",
                 "Mamba",
+                _SELECTIVE_STEP,
             )
         },
     ),
-    "mamba2": Architecture(name="Mamba-2", kinds={"mamba2": _MAMBA2_BLOCK}),
+    "mamba2": Architecture(
+        name="Mamba-2",
+        fields=(*_FIELDS, "num_heads", "head_dim", "n_groups", "time_step_limit"),
+        kinds={"mamba2": _MAMBA2_BLOCK},
+    ),
     "falcon_mamba": Architecture(
         name="Falcon-Mamba",
+        fields=(*_SELECTIVE_FIELDS, "mixer_rms_eps"),
         kinds={
             "mamba": _selective_block(
                 tap("mixer.dt_layernorm", "output"),
                 "transformers.models.falcon_mamba.modeling_falcon_mamba",
                 "FalconMamba",
+                _FALCON_STEP,
             )
         },
     ),

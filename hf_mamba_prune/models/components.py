@@ -108,17 +108,37 @@ class Recurrence:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TokenStep:
+    """Where the native one-token step finds what a block computes with.
+
+    Args:
+        matrices: what the step calls a projection -> its module, by its name within the block.
+        vectors: what the step calls a tensor -> the tensor, by its name within the block; None where it may be.
+        sizes: config -> widths, limits and epsilons, by the step's names. The native side compares the widths with
+            the shapes of all matrices and vectors.
+    """
+
+    matrices: Mapping[str, str]
+    vectors: Mapping[str, str]
+    sizes: Callable[[ModelConfig], Mapping[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Kernels:
     """Which native kernels stand in for stock's functions in a kind of block.
 
     Args:
         modeling: the module of transformers whose functions are exchanged.
+        language_model: class of the causal language model, whose forward is exchanged for what follows a cache.
+        step: of a single token; None: stock's modules are called.
         scan: `selective` (Mamba-1) or `chunk` (Mamba-2).
         mixer: class whose forward moves more memory than it must, exchanged too; None: it is left alone.
         norm: class of the norms, whose forward is exchanged.
     """
 
     modeling: str
+    language_model: str
+    step: TokenStep | None
     scan: Literal["selective", "chunk"]
     mixer: str | None
     norm: str
@@ -154,13 +174,17 @@ class Architecture:
         name: as people write it.
         kinds: of its blocks, by name.
         kind_of: config, index of a block -> name of its kind; None: all are of the only kind.
+        fields: of its configs that decide, beside the shapes of weights, what a model computes.
         layers: where the blocks stand in the base model.
+        final_norm: weight of the norm behind the last block, within the base model.
     """
 
     name: str
     kinds: Mapping[str, BlockKind]
+    fields: tuple[str, ...]
     kind_of: Callable[[ModelConfig, int], str] | None = None
     layers: str = field(default="layers")
+    final_norm: str = field(default="norm_f.weight")
 
     def block(self, config: ModelConfig, index: int) -> BlockKind:
         """The kind of the block at `index`."""

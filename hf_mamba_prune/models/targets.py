@@ -94,13 +94,18 @@ def find_targets(model: PreTrainedModel, components: tuple[str, ...] = ()) -> li
         components: which components; empty means the defaults (in_proj, x_proj, dt_proj, out_proj).
 
     Raises:
-        ValueError: unknown model type or component, a component that zeroing does not remove, or a PEFT model.
+        ValueError: unknown model type or component, a component that zeroing does not remove, a PEFT model, or weights
+            that are packed or quantized.
     """
     if any(kind.__module__.startswith("peft.") for kind in type(model).__mro__):
         raise ValueError(
             "this model is wrapped by PEFT, and adapters are not pruned: prune the model without them. To train "
             "adapters on a pruned model, use mask_adapters and transformers' own Trainer."
         )
+    described = getattr(model.config, "quantization_config", None)  # transformers leaves it out of dense configs
+    if described is not None:
+        method = dict(described)["quant_method"]
+        raise ValueError(f"the model is packed or quantized (by {method}): call dequantize() first, or load it dense.")
     chosen = _chosen(components_of(model), components)
     names = dict(model.named_parameters(remove_duplicate=False))
     targets = []

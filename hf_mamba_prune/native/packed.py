@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from hf_mamba_prune.native.library import (
@@ -24,10 +24,13 @@ _MOST_VALUES = torch.iinfo(torch.int32).max
 class PackedMatrix:
     """A weight (rows, columns) as the kernels read it.
 
+    Memory that fits is used as it is and must not change; what does not is copied.
+
     Args:
         shape: (rows, columns).
-        mask: uint8 (rows, ceil(columns / 8)), bit = column, 1 = kept; None: every weight is held.
-        values: the kept values row by row: float32, bfloat16, float16, or int8.
+        mask: uint8 (rows, bytes), bit = column, 1 = kept, bytes at least ceil(columns / 8); None: all are held.
+        values: the kept values row by row: float32, bfloat16, float16, or int8. Used as they are where as many bytes
+            of the same memory follow them as `READABLE_BYTES`.
         scales: float32 (rows,) with int8.
 
     Raises:
@@ -53,27 +56,27 @@ class PackedMatrix:
             raise ValueError(
                 f"a matrix {shape} keeps {self.count:,} weights; the kernels count up to {_MOST_VALUES:,}"
             )
-        room = -(-READABLE_BYTES // values.element_size())
-        self._values = torch.zeros(self.count + room, dtype=values.dtype)
-        self._values[: self.count] = values
-        self.scales = None if scales is None else scales.clone()  # what is read from a file may be a view of all of it
+        self._values = _with_room(values)
+        self.scales = scales
         self._masks, self._starts = None, None
+        expected = rows * columns
         if mask is not None:
-            padded = torch.zeros(rows, -(-columns // 64) * 8, dtype=torch.uint8)
-            padded[:, : mask.shape[1]] = mask
-            self._masks = padded.view(torch.int64)
-            ends = torch.cumsum(bits_of_rows(padded), 0)
+            self._masks = _by_words(mask, columns)
+            ends = torch.cumsum(bits_of_rows(self._masks.view(torch.uint8)), 0)
+            expected = int(ends[-1]) if rows else 0
             self._starts = torch.cat([ends.new_zeros(1), ends[:-1]]).to(torch.int32)
+        if self.count != expected:
+            raise ValueError(f"a matrix {shape} has {self.count:,} values, expected {expected:,}")
         self._point()
 
-    def __getstate__(self) -> dict:
-        """Copies hold memory of their own, and addresses of it."""
-        clones = {name: own.clone() if isinstance(own, torch.Tensor) else own for name, own in vars(self).items()}
-        return clones | {"handle": None}
-
-    def __setstate__(self, state: dict) -> None:
-        vars(self).update(state)
-        self._point()
+    @classmethod
+    def dense(cls, weight: torch.Tensor) -> PackedMatrix:
+        """Of a weight (rows, columns), contiguous, in one of the float types: its memory as it is."""
+        matrix = cls.__new__(cls)
+        matrix.shape, matrix.count = (weight.shape[0], weight.shape[1]), weight.numel()
+        matrix._values, matrix.scales, matrix._masks, matrix._starts = weight.view(-1), None, None, None
+        matrix._point()
+        return matrix
 
     def _point(self) -> None:
         rows, columns = self.shape
@@ -101,10 +104,8 @@ class PackedMatrix:
 
     @property
     def mask(self) -> torch.Tensor | None:
-        """uint8 (rows, ceil(columns / 8)), as it was given."""
-        if self._masks is None:
-            return None
-        return self._masks.view(torch.uint8)[:, : -(-self.shape[1] // 8)]
+        """uint8 (rows, 8 * ceil(columns / 64))."""
+        return None if self._masks is None else self._masks.view(torch.uint8)
 
     @property
     def bytes(self) -> int:
@@ -193,39 +194,71 @@ class PackedMatrix:
         return weight * self.scales[chosen][:, None] if self.scales is not None else weight
 
 
+def _with_room(values: torch.Tensor) -> torch.Tensor:
+    """Values and what may be read behind them, in the memory where they are if that is there."""
+    room = -(-READABLE_BYTES // values.element_size())
+    start, there = values.storage_offset(), values.untyped_storage().nbytes() // values.element_size()
+    if values.is_contiguous() and start + values.numel() + room <= there:
+        return values.as_strided((values.numel() + room,), (1,), start)
+    own = torch.zeros(values.numel() + room, dtype=values.dtype)
+    own[: values.numel()] = values
+    return own
+
+
+def _by_words(mask: torch.Tensor, columns: int) -> torch.Tensor:
+    """int64 (rows, ceil(columns / 64)) of a mask, uint8 (rows, bytes)."""
+    width = -(-columns // 64) * 8
+    if mask.shape[1] != width or not mask.is_contiguous() or mask.data_ptr() % 8:
+        padded = torch.zeros(len(mask), width, dtype=torch.uint8)
+        padded[:, : mask.shape[1]] = mask
+        mask = padded
+    return mask.view(torch.int64)
+
+
+class MatrixModule(nn.Module):
+    """A module whose forward is the product with its matrix and a bias, or the choice of rows of it.
+
+    The one-token step may stand for its call.
+    """
+
+    @property
+    def matrix(self) -> PackedMatrix:
+        """(out, in), or (vocabulary, d_model)."""
+        raise NotImplementedError
+
+
 _LINE, _HUGE = 64, 1 << 21
 
 
-def settle(matrices: Iterable[PackedMatrix]) -> None:
-    """Move matrices into one block of memory, in huge pages where the system has them: reading it is faster then.
+def settle(blobs: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Runs of bytes, uint8 in one dimension, moved into one block of memory, in huge pages where the system has them.
 
-    Handles that were taken before point to memory that is gone.
+    Reading is faster then. Each has a storage of its own, so that it is copied and saved without the others.
     """
-    matrices = list(matrices)
-    parts = [(matrix, name) for matrix in matrices for name in ("_masks", "_values")]
-    parts = [(matrix, name) for matrix, name in parts if getattr(matrix, name) is not None]
-    room = sum(-(-getattr(matrix, name).nbytes // _LINE) * _LINE for matrix, name in parts)
-    block = torch.empty(room + _HUGE, dtype=torch.uint8)
+    block = torch.empty(sum(_lines(blob) for blob in blobs) + _HUGE, dtype=torch.uint8)
     at = -block.data_ptr() % _HUGE
     if available():
-        kernels().prefer_huge_pages(memory=buffer(block[at : at + room]))
-    for matrix, name in parts:
-        old = getattr(matrix, name)
-        new = block[at : at + old.nbytes].view(old.dtype).view(old.shape)
-        setattr(matrix, name, new.copy_(old))
-        at += -(-old.nbytes // _LINE) * _LINE
-    for matrix in matrices:
-        matrix._point()
+        kernels().prefer_huge_pages(memory=buffer(block[at:]))
+    moved, memory = [], block.numpy()
+    for blob in blobs:
+        moved.append(torch.frombuffer(memory, dtype=torch.uint8, count=blob.numel(), offset=at).copy_(blob))
+        at += _lines(blob)
     if available():
         kernels().give_memory_back()
+    return moved
 
 
-_ONES = torch.tensor([bin(byte).count("1") for byte in range(256)], dtype=torch.uint8)
+def _lines(blob: torch.Tensor) -> int:
+    return -(-blob.numel() // _LINE) * _LINE
 
 
 def bits_of_rows(mask: torch.Tensor) -> torch.Tensor:
-    """(rows,) int64: bits that are set in each row of a mask, uint8 (rows, bytes)."""
-    return _ONES[mask.int()].sum(dim=1, dtype=torch.int64)
+    """(rows,) int64: bits that are set in each row of a mask, uint8 (rows, bytes), the bytes a multiple of 8."""
+    words = mask.contiguous().view(torch.int64)
+    words = words - ((words >> 1) & 0x5555555555555555)
+    words = (words & 0x3333333333333333) + ((words >> 2) & 0x3333333333333333)
+    words = (words + (words >> 4)) & 0x0F0F0F0F0F0F0F0F
+    return ((words * 0x0101010101010101) >> 56).sum(dim=1)
 
 
 def kept_of(mask: torch.Tensor, columns: int) -> torch.Tensor:

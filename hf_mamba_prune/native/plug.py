@@ -7,6 +7,7 @@ function passes what it does not serve on to the one it stands for: tensors on o
 compiled graphs.
 """
 
+import functools
 import inspect
 import sys
 import warnings
@@ -20,6 +21,7 @@ from hf_mamba_prune.models.architectures import ARCHITECTURES
 from hf_mamba_prune.models.components import Kernels
 from hf_mamba_prune.native import decode
 from hf_mamba_prune.native.checks import serves, tracks
+from hf_mamba_prune.native.continuation import continue_cache, prepare_token
 from hf_mamba_prune.native.conv import causal_conv1d
 from hf_mamba_prune.native.library import enabled, tell_if_missing
 from hf_mamba_prune.native.memory import give_freed_memory_back, keep_freed_memory
@@ -169,9 +171,19 @@ _SCANS: dict[str, dict[str, Callable]] = {
 }
 
 
+_CONTINUE: dict[str, Callable] = {
+    "selective": functools.partial(continue_cache, carries_on=False),
+    "chunk": functools.partial(continue_cache, carries_on=True),
+}
+
+
 def _exchanged_for(kernels: Kernels) -> dict[str, Callable]:
     """Functions and methods of a modeling module -> what makes their stand-ins from them."""
-    methods = {f"{kernels.norm}.forward": norm_in_place}
+    methods: dict[str, Callable] = {
+        f"{kernels.norm}.forward": norm_in_place,
+        f"{kernels.language_model}.forward": _CONTINUE[kernels.scan],
+        f"{kernels.language_model}.prepare_inputs_for_generation": prepare_token,
+    }
     if kernels.mixer is not None:
         methods[f"{kernels.mixer}.forward"] = steps_by_time
     return _CONV | _SCANS[kernels.scan] | methods
@@ -197,6 +209,11 @@ SIGNATURES: dict[Callable, str] = {
     _chunk_state_update: "state hidden_states dt A B C D dt_bias dt_softplus z kwargs",
     steps_by_time: "self hidden_states cache_params attention_mask kwargs",
     norm_in_place: "self hidden_states",
+    _CONTINUE["selective"]: "self input_ids attention_mask inputs_embeds cache_params labels output_hidden_states "
+    "return_dict use_cache logits_to_keep kwargs",
+    _CONTINUE["chunk"]: "self input_ids inputs_embeds cache_params labels output_hidden_states return_dict use_cache "
+    "attention_mask logits_to_keep kwargs",
+    prepare_token: "self input_ids inputs_embeds use_cache cache_params attention_mask is_first_iteration kwargs",
 }
 
 _users: dict[str, int] = {}
@@ -226,7 +243,7 @@ def _differences(module: ModuleType, exchanged: dict[str, Callable]) -> list[str
     return found
 
 
-def _put_in(path: str) -> None:
+def put_in(path: str) -> None:
     module = sys.modules[path]
     if _users.get(path, 0) == 0:
         _stock[path] = {}
@@ -238,7 +255,7 @@ def _put_in(path: str) -> None:
     _users[path] = _users.get(path, 0) + 1
 
 
-def _take_out(path: str) -> None:
+def _take_one_out(path: str) -> None:
     _users[path] -= 1
     if _users[path] == 0:
         for name, function in _stock.pop(path).items():
@@ -256,7 +273,7 @@ class NativeHandle:
         self._paths = paths
         self._hooks = watch_steps(model) if paths else []
         for path in paths:
-            _put_in(path)
+            put_in(path)
 
     @property
     def active(self) -> bool:
@@ -266,10 +283,8 @@ class NativeHandle:
         """Puts stock's functions back, once the last handle on the same kind of model is closed."""
         while self._hooks:
             self._hooks.pop().remove()
-        while self._paths:
-            _take_out(self._paths.pop())
-        if not any(_users.values()):
-            give_freed_memory_back()
+        take_out(self._paths)
+        self._paths = []
 
     def __enter__(self) -> "NativeHandle":
         return self
@@ -284,13 +299,13 @@ def plugged(model: torch.nn.Module) -> bool:
 
 
 def use_native(model: torch.nn.Module) -> NativeHandle:
-    """Runs the scans, convolutions and token updates of a Mamba model on the kernels, or on their twins.
+    """Runs the scans, convolutions, norms and tokens after a cache of a Mamba model on the kernels, or on their twins.
 
-    Modules are called as before, so hooks on them fire as before. Nothing happens when `HF_MAMBA_PRUNE_NATIVE=0`, or
-    when no part of the model is Mamba, Falcon-Mamba or Mamba-2. Works in training, under autocast, with caches, with
-    attention masks and with gradient checkpointing; tensors on other devices go to the function they went to before.
-    While other processes keep the cores busy, this model's decoding steps take half of torch's threads. Where the
-    kernels are missing, the first call for a model on a CPU logs why.
+    Modules are called as before, so hooks on them fire as before; single tokens without gradients go through the whole
+    model in one native step where no hook waits for a module. Nothing happens when `HF_MAMBA_PRUNE_NATIVE=0`, or when
+    no part of the model is Mamba, Falcon-Mamba or Mamba-2. Works in training, under autocast, with caches and masks;
+    tensors on other devices go to the function they went to before. While other processes keep the cores busy, this
+    model's decoding steps take half of torch's threads. Where kernels are missing, the first call on a CPU logs why.
 
     Args:
         model: the model, wrapped or not. The exchange holds for all models of its kind in this process.
@@ -301,8 +316,20 @@ def use_native(model: torch.nn.Module) -> NativeHandle:
     Warns:
         UserWarning: this version of transformers calls its functions in another way; stock's stay in use.
     """
+    return NativeHandle(model, fitting(model))
+
+
+def take_out(paths: list[str]) -> None:
+    for path in paths:
+        _take_one_out(path)
+    if not any(_users.values()):
+        give_freed_memory_back()
+
+
+def fitting(model: torch.nn.Module) -> list[str]:
+    """The modeling modules of a model whose functions can be exchanged; warns of those that look otherwise."""
     if not enabled():
-        return NativeHandle(model, [])
+        return []
     paths = sorted({type(module).__module__ for module in model.modules()} & EXCHANGED.keys())
     if paths and any(weight.device.type == "cpu" for weight in model.parameters()):
         tell_if_missing()
@@ -315,8 +342,8 @@ def use_native(model: torch.nn.Module) -> NativeHandle:
                 f"transformers {version} differs from what the native kernels expect in {path}: "
                 f"{'; '.join(different)}. The stock functions, slow on a CPU, stay in use; install a version that "
                 "hf-mamba-prune was tested with.",
-                stacklevel=2,
+                stacklevel=3,
             )
         else:
             fitting.append(path)
-    return NativeHandle(model, fitting)
+    return fitting

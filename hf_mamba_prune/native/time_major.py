@@ -66,7 +66,8 @@ def steps_by_time(stock: Callable) -> Callable:
     @functools.wraps(stock)
     def forward(self, hidden_states, *arguments, **named):
         offloaded = hasattr(self.dt_proj, "_hf_hook")  # accelerate must find the module itself
-        if offloaded or not serves(hidden_states):
+        dense = type(self.dt_proj) is torch.nn.Linear  # others multiply in their own way
+        if offloaded or not dense or not serves(hidden_states):
             return stock(self, hidden_states, *arguments, **named)
         return stock(_Mixer(self), hidden_states, *arguments, **named)
 

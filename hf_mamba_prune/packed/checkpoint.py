@@ -1,25 +1,50 @@
-"""A dense model -> its packed checkpoint, and back."""
+"""A dense model -> its packed checkpoint, and a packed checkpoint -> a model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_mamba_prune.packed.config import to_packed
-from hf_mamba_prune.packed.files import write_packed
-from hf_mamba_prune.packed.tensors import PackedTensor, pack_tensor
+from hf_mamba_prune.models.architectures import architecture_of
+from hf_mamba_prune.models.model_config import config_of
+from hf_mamba_prune.packed.config import METHOD, check_values
+from hf_mamba_prune.packed.packing import pack_into
+from hf_mamba_prune.packed.quantizer import become_packed
 
-VALUES = ("auto", "int8")
+
+def is_packed(folder: Path) -> bool:
+    """Whether a folder holds a packed checkpoint of this version."""
+    path = folder / "config.json"
+    try:
+        described = json.loads(path.read_text(encoding="utf-8")).get("quantization_config") if path.is_file() else None
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):  # whoever reads it says what is wrong
+        return False
+    return isinstance(described, dict) and described.get("quant_method") == METHOD
 
 
-def check_values(values: str) -> None:
-    """Raises ValueError unless `values` is one of `VALUES`."""
-    if values not in VALUES:
-        raise ValueError(f"values of a packed checkpoint are {values!r}; expected one of {', '.join(VALUES)}")
+def pack_model(model: PreTrainedModel, dtype: torch.dtype, values: str = "auto") -> PreTrainedModel:
+    """A packed copy of a model, as `pack_into` makes it; the model stays as it is.
+
+    Args:
+        model: of a type that the table of architectures holds.
+        dtype: in which its weights are packed.
+        values: of the kept weights: `auto` as they are in `dtype`, or `int8`, with one scale for each row.
+
+    Raises:
+        ValueError: another kind of model, unknown values, or int8 of weights that are not finite.
+    """
+    check_values(values)
+    architecture_of(config_of(model))
+    with torch.device("meta"):
+        packed = type(model)(copy.deepcopy(model.config))
+    pack_into(packed, model, dtype, values)
+    packed.generation_config = copy.deepcopy(model.generation_config)
+    return become_packed(packed, values, str(dtype).removeprefix("torch."))
 
 
 def write_packed_model(
@@ -31,39 +56,26 @@ def write_packed_model(
 ) -> None:
     """Write the packed checkpoint of a model: weights, config, generation config and tokenizer.
 
-    Projections, embeddings and head are packed, whatever of them is zero; all else is small and stays as it is. A
-    weight of -0.0 is written as 0.0.
-
     Args:
-        folder: exists.
-        model: a Mamba, Mamba-2 or Falcon-Mamba causal language model.
+        folder: where to; made where it does not exist.
+        model, dtype, values: as in `pack_model`.
         tokenizer: saved beside it.
-        dtype: of the weights.
-        values: of the kept weights: `auto` as they are in `dtype`, or `int8`, with one scale for each row.
 
     Raises:
         ValueError: another kind of model, unknown values, or int8 of weights that are not finite.
     """
-    check_values(values)
-    config = to_packed(model.config)
-    config.dtype = dtype
-    config.architectures = [f"Packed{type(model).__name__}"]
-    names = model.state_dict(keep_vars=True)
-    first: dict[int, str] = {}
-    tied = {name: first[id(x)] for name, x in names.items() if first.setdefault(id(x), name) != name}
-    write_packed(folder, _weights(model, names, tied, dtype, "int8" if values == "int8" else None), tied)
-    config.save_pretrained(folder)
-    model.generation_config.save_pretrained(folder)
+    pack_model(model, dtype, values).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def _weights(
-    model: nn.Module, names: dict, tied: dict, dtype: torch.dtype, coding: str | None
-) -> Iterator[tuple[str, PackedTensor | torch.Tensor]]:
-    for name, weight in names.items():
-        if name in tied:
-            continue
-        weight = weight.detach().cpu().to(dtype) + 0.0
-        owner = model.get_submodule(name.rpartition(".")[0])
-        whole = name.endswith(".weight") and isinstance(owner, nn.Linear | nn.Embedding)
-        yield name, pack_tensor(weight, coding) if whole else weight
+def load_packed(folder: Path | str, unpack: bool | None = None, **options: Any) -> PreTrainedModel:
+    """What `AutoModelForCausalLM.from_pretrained` gives, without transformers' remark that `unpack` was chosen.
+
+    Args:
+        folder: of a packed checkpoint, or a Hub id.
+        unpack: as in `PackedConfig`.
+        options: of `from_pretrained`.
+    """
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config.quantization_config = config.quantization_config | {"unpack": unpack}
+    return AutoModelForCausalLM.from_pretrained(folder, config=config, trust_remote_code=False, **options)

@@ -1,55 +1,72 @@
-"""Configs of packed models: model types that plain transformers does not know, so that it refuses the packed files."""
+"""How a packed model is described in its config.json, and what a reader may choose."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any
 
-from transformers import FalconMambaConfig, Mamba2Config, MambaConfig, PreTrainedConfig
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from hf_mamba_prune.packed.tensors import DTYPES
 
-class PackedMambaConfig(MambaConfig):
-    """Of a packed Mamba; the fields are those of `MambaConfig`."""
-
-    model_type = "packed_mamba"
-    packed_type: ClassVar[str] = "mamba"
-
-
-class PackedMamba2Config(Mamba2Config):
-    """Of a packed Mamba-2; the fields are those of `Mamba2Config`."""
-
-    model_type = "packed_mamba2"
-    packed_type: ClassVar[str] = "mamba2"
+METHOD = "hf-mamba-prune"
+VERSION = 2
+CHOICES = ("auto", "int8")
 
 
-class PackedFalconMambaConfig(FalconMambaConfig):
-    """Of a packed Falcon-Mamba; the fields are those of `FalconMambaConfig`."""
+class PackedConfig(QuantizationConfigMixin):
+    """The packed form as a quantization method of transformers.
 
-    model_type = "packed_falcon_mamba"
-    packed_type: ClassVar[str] = "falcon_mamba"
-
-
-PACKED_CONFIGS: dict[str, type[PreTrainedConfig]] = {
-    config.packed_type: config for config in (PackedMambaConfig, PackedMamba2Config, PackedFalconMambaConfig)
-}
-
-_DENSE_CONFIGS = {config.model_type: config for config in (MambaConfig, Mamba2Config, FalconMambaConfig)}
-
-
-def _fields(config: PreTrainedConfig) -> dict:
-    return {name: value for name, value in config.to_dict().items() if name not in ("model_type", "architectures")}
-
-
-def to_packed(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The packed counterpart of a config.
+    Args:
+        values: of the kept weights when a dense model is packed: `auto` as they are, or `int8`, with one scale a row.
+        unpack: for loading. True gives the dense model, bit for bit what was packed (int8: rounded). False keeps the
+            weights packed. None keeps them packed where kernels run them faster than dense ones, on a CPU.
+        version: of the format.
+        dtype: of the weights that were packed, `bfloat16` for instance. Activations are float32 while they are packed.
+        sha256: of the index in the shards, which holds the checksum of every tensor and what the kernels rely on.
 
     Raises:
-        ValueError: of a model type that cannot be packed.
+        ValueError: another version, or a field or value that there is not.
     """
-    if config.model_type not in PACKED_CONFIGS:
-        raise ValueError(f"a model of type {config.model_type!r} cannot be packed; {', '.join(PACKED_CONFIGS)} can")
-    return PACKED_CONFIGS[config.model_type](**_fields(config))
+
+    def __init__(
+        self,
+        values: str = "auto",
+        unpack: bool | None = None,
+        version: int = VERSION,
+        dtype: str | None = None,
+        sha256: str | None = None,
+        quant_method: str = METHOD,
+        **unknown: Any,
+    ):
+        if version != VERSION:
+            raise ValueError(
+                f"the checkpoint is of version {version!r} of the packed format and this is {VERSION}: install a "
+                "version of hf-mamba-prune that reads it"
+            )
+        known = quant_method == METHOD and unpack in (None, True, False) and dtype in (None, *DTYPES)
+        if unknown or not known:
+            shown = unknown or {"quant_method": quant_method, "unpack": unpack, "dtype": dtype}
+            raise ValueError(f"a packed model's quantization_config does not take {shown}")
+        check_values(values)
+        self.quant_method = METHOD  # type: ignore[assignment]  # transformers' own methods are an enum
+        self.values, self.version, self.dtype, self.sha256 = values, version, dtype, sha256
+        self.unpack = unpack
+
+    @property
+    def dequantize(self) -> bool:
+        """transformers' own word for `unpack`: it then forgets, after loading, that the model was packed."""
+        return bool(self.unpack)
+
+    def get_loading_attributes(self) -> dict[str, bool | None]:
+        """What `from_pretrained(quantization_config=...)` takes from the reader and not from the checkpoint."""
+        return {"unpack": self.unpack}
+
+    def to_dict(self) -> dict[str, Any]:
+        """What config.json holds."""
+        return {name: value for name, value in vars(self).items() if name != "unpack"}
 
 
-def to_dense(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The config of the ordinary model that a packed one stands for."""
-    return _DENSE_CONFIGS[config.packed_type](**_fields(config))
+def check_values(values: str) -> None:
+    """Raises ValueError unless `values` is one of `CHOICES`."""
+    if values not in CHOICES:
+        raise ValueError(f"values of a packed checkpoint are {values!r}; expected one of {', '.join(CHOICES)}")

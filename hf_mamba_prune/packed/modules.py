@@ -1,104 +1,163 @@
-"""The two modules that hold packed weights: a linear map and an embedding. For inference on a CPU."""
+"""The modules that hold packed weights, a linear map and an embedding, and the parameter that both hold. On a CPU."""
 
 from __future__ import annotations
 
-import threading
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hf_mamba_prune.native.library import MAX_BATCH
-from hf_mamba_prune.native.packed import PackedMatrix
-
-TILE_WEIGHTS = 1 << 22
-"""Weights unpacked at once for a product with many tokens."""
-
-_scratch = threading.local()
+from hf_mamba_prune.native.checks import tracks
+from hf_mamba_prune.native.packed import MatrixModule, PackedMatrix
+from hf_mamba_prune.native.tiles import product, transposed_product
+from hf_mamba_prune.packed.blobs import from_blob
 
 
-def product_dtype(values: torch.dtype) -> torch.dtype:
-    """In which products with many tokens are made: bfloat16 where values hold no more and the CPU multiplies it."""
-    narrow = values in (torch.bfloat16, torch.int8)
-    return torch.bfloat16 if narrow and torch.cpu._is_avx512_bf16_supported() else torch.float32
+class PackedWeight(nn.Parameter):
+    """A blob as the parameter that modules call `weight`: memory, copies and files hold the bytes.
 
-
-def _tile(rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
-    """Scratch memory of this thread: fresh memory would be mapped anew for every tile."""
-    tiles = _scratch.__dict__.setdefault("tiles", {})
-    if dtype not in tiles or tiles[dtype].numel() < rows * columns:
-        tiles[dtype] = torch.empty(rows * columns, dtype=dtype)
-    return tiles[dtype][: rows * columns].view(rows, columns)
-
-
-class PackedLinear(nn.Module):
-    """`nn.Linear` from a packed weight.
-
-    Args:
-        matrix: of the weight (out, in).
-        bias: (out,), or None.
+    Stock's mixers and heads read three things of a weight and must find those of the matrix (out, in): its size, its
+    dtype, which is that of the activations, and its product by `@`. A tied head holds the same object.
     """
 
-    def __init__(self, matrix: PackedMatrix, bias: torch.Tensor | None = None) -> None:
-        super().__init__()
-        self.matrix = matrix
-        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-        self.out_features, self.in_features = matrix.shape
+    def __new__(cls, blob: torch.Tensor, requires_grad: bool = False) -> PackedWeight:
+        weight = super().__new__(cls, blob, False)
+        weight.matrix  # noqa: B018  # refuses what is no packed weight
+        return weight
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Of its output and of `weight`."""
-        return product_dtype(self.matrix.dtype)
+    def matrix(self) -> PackedMatrix:
+        """What the kernels compute on; read and checked anew when the bytes were exchanged."""
+        blob = self.detach()
+        state = blob.data_ptr(), blob.numel(), 0 if self.is_inference() else self._version
+        if self.__dict__.get("_state") != state:
+            packed = from_blob(blob)
+            self._matrix = PackedMatrix(packed.shape, packed.mask, packed.values, packed.scales)
+            self._state = state
+        return self._matrix
 
     @property
-    def weight(self) -> torch.Tensor:
-        """(out, in), unpacked anew: the mixers read the weights of some projections."""
-        return self.matrix.rows(0, self.out_features, self.dtype)
+    def dtype(self) -> torch.dtype:  # type: ignore[override]
+        return torch.float32
 
-    @torch.no_grad()
+    def size(self, dim: int | None = None) -> Any:
+        shape = torch.Size(self.matrix.shape)
+        return shape if dim is None else shape[dim]
+
+    def numel(self) -> int:
+        """Of the matrix, zeros too; `nelement`, `nbytes` and `element_size` are those of the bytes."""
+        return self.size().numel()
+
+    def __matmul__(self, steps: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        """(..., in, l) -> (..., out, l), a transposed view of (..., l, out) memory, as the scan reads it."""
+        dense = self.matrix.rows(0, self.size(0), torch.bfloat16 if steps.dtype == torch.bfloat16 else torch.float32)
+        return F.linear(steps.transpose(-1, -2), dense.to(steps.dtype)).transpose(-1, -2)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PackedWeight:
+        return memo.setdefault(id(self), PackedWeight(self.detach().clone()))
+
+    def __reduce_ex__(self, protocol: Any) -> tuple:
+        return PackedWeight, (self.detach(),)
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"PackedWeight({tuple(self.size())}, {self.matrix.dtype}, {self.matrix.count:,} kept)"
+
+
+class _Product(torch.autograd.Function):
+    """x W^T with gradients of x alone: the weight stays as it is."""
+
+    @staticmethod
+    def forward(ctx: Any, vectors: torch.Tensor, matrix: PackedMatrix) -> torch.Tensor:
+        ctx.matrix, ctx.dtype = matrix, vectors.dtype
+        return product(matrix, vectors)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return transposed_product(ctx.matrix, gradients[0]).to(ctx.dtype), None
+
+
+class _Holder(MatrixModule):
+    """What both modules do with the bytes under their weight's name."""
+
+    weight: Any  # a PackedWeight, and before it is loaded a parameter of as many bytes
+
+    @property
+    def matrix(self) -> PackedMatrix:
+        """What the kernels compute on."""
+        return self.weight.matrix
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        moved = fn(torch.zeros(1))
+        if moved.device.type != "cpu" or moved.dtype != torch.float32:
+            raise RuntimeError(
+                f"a packed model runs on the CPU with float32 activations, not as {moved.dtype} on {moved.device}: "
+                "call dequantize() first, or load it with quantization_config=PackedConfig(unpack=True)"
+            )
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *rest: Any) -> None:
+        """Other bytes of the same matrix, which may be fewer or more."""
+        name, (metadata, strict, missing, unexpected, errors) = f"{prefix}weight", rest
+        others = {key: value for key, value in state_dict.items() if key != name}
+        absent: list[str] = []
+        super()._load_from_state_dict(others, prefix, metadata, strict, absent, unexpected, errors)
+        missing.extend(key for key in absent if key != name or name not in state_dict)
+        if name in state_dict:
+            try:
+                loaded = PackedWeight(state_dict[name].detach().clone())
+                if loaded.size() != self.weight.size():
+                    raise ValueError(f"it is {tuple(loaded.size())}, expected {tuple(self.weight.size())}")
+            except ValueError as error:
+                errors.append(f"{name}: {error}")
+            else:
+                self.weight.data = loaded.data
+
+
+class PackedLinear(_Holder, nn.Linear):
+    """`nn.Linear` on a packed weight.
+
+    Args:
+        like: the module in whose place it stands.
+        weight: its bytes, or on the meta device as many as will be loaded.
+    """
+
+    def __init__(self, like: nn.Linear, weight: nn.Parameter):
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = like.in_features, like.out_features
+        self.weight = weight
+        self.bias = like.bias
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., in) -> (..., out) in `dtype`. A few tokens from the bitmask, more of them by unpacked tiles."""
+        """(..., in) -> (..., out). A few tokens from the bitmask, more of them by unpacked tiles."""
         vectors = x.reshape(-1, self.in_features)
-        if len(vectors) <= MAX_BATCH:
-            out = self.matrix.multiply(vectors.float()).to(self.dtype)
-        else:
-            out = self._by_tiles(vectors.to(self.dtype))
+        out = _Product.apply(vectors, self.matrix) if tracks(vectors) else product(self.matrix, vectors)
         if self.bias is not None:
-            out += self.bias
+            out = out + self.bias if tracks(out, self.bias) else out.add_(self.bias)
         return out.view(*x.shape[:-1], self.out_features)
 
-    def _by_tiles(self, vectors: torch.Tensor) -> torch.Tensor:
-        step = max(1, TILE_WEIGHTS // self.in_features)
-        if step >= self.out_features:
-            return self._product(vectors, 0, self.out_features)
-        out = vectors.new_empty(len(vectors), self.out_features)
-        for first in range(0, self.out_features, step):
-            count = min(step, self.out_features - first)
-            out[:, first : first + count] = self._product(vectors, first, count)
-        return out
 
-    def _product(self, vectors: torch.Tensor, first: int, count: int) -> torch.Tensor:
-        tile = _tile(count, self.in_features, self.dtype)
-        return F.linear(vectors, self.matrix.rows(first, count, self.dtype, out=tile))
+class PackedEmbedding(_Holder):
+    """`nn.Embedding` on a packed weight (vocabulary, d_model); transformers must not resize it as one."""
 
-    def extra_repr(self) -> str:
-        return f"in={self.in_features}, out={self.out_features}, {self.matrix.dtype}, {self.matrix.count} kept"
-
-
-class PackedEmbedding(nn.Module):
-    """`nn.Embedding` from a packed weight (vocabulary, d_model)."""
-
-    def __init__(self, matrix: PackedMatrix) -> None:
+    def __init__(self, like: nn.Embedding, weight: nn.Parameter):
         super().__init__()
-        self.matrix = matrix
-        self.num_embeddings, self.embedding_dim = matrix.shape
-
-    @property
-    def weight(self) -> torch.Tensor:
-        """(vocabulary, d_model) float32, unpacked anew."""
-        return self.matrix.rows(0, self.num_embeddings, torch.float32)
+        self.num_embeddings, self.embedding_dim = like.num_embeddings, like.embedding_dim
+        self.weight = weight
 
     @torch.no_grad()
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """int64 (...) -> (..., d_model) float32."""
         return self.matrix.take(ids)
+
+
+def packed_like(module: nn.Linear | nn.Embedding, weight: nn.Parameter) -> PackedLinear | PackedEmbedding:
+    """The packed counterpart of a linear map or an embedding."""
+    return PackedEmbedding(module, weight) if isinstance(module, nn.Embedding) else PackedLinear(module, weight)
+
+
+def packed_modules(model: nn.Module) -> dict[str, PackedLinear | PackedEmbedding]:
+    """Those of a model, by name."""
+    return {
+        name: module for name, module in model.named_modules() if isinstance(module, PackedLinear | PackedEmbedding)
+    }

@@ -12,6 +12,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 CODINGS = (*DTYPES, "int8")
 """How values are held: as they are in one of three float types, or as int8 with one float32 scale for each row."""
 
+VALUES = DTYPES | {"int8": torch.int8}
+"""Type of the values in each coding."""
+
 _BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 _LEVELS = 127
 
@@ -24,7 +27,7 @@ class PackedTensor:
         shape: (out, in).
         dtype: of the weight that it stands for, a name of `DTYPES`.
         coding: of the values, a name of `CODINGS`; a float coding is that dtype, bit for bit.
-        mask: uint8 (out, ceil(in / 8)), bit i of byte j is column 8 j + i, 1 = kept; None: every weight is held.
+        mask: uint8 (out, 8 * ceil(in / 64)), bit i of byte j is column 8 j + i, 1 = kept; None: all weights are held.
         values: the kept values row by row, in the coding's type, one dimension.
         scales: float32 (out,) with int8, else None.
     """
@@ -78,10 +81,15 @@ def pack_tensor(weight: torch.Tensor, coding: str | None = None) -> PackedTensor
         kept = weight != 0
     else:
         kept = weight.view(_BITS[weight.dtype]) != 0
-    mask, values = _pack_bits(kept), weight[kept]
-    if mask.numel() + values.numel() * values.element_size() >= weight.numel() * weight.element_size():
+    mask: torch.Tensor | None = _pack_bits(kept)
+    values = weight[kept]
+    if (
+        mask is not None
+        and mask.numel() + values.numel() * values.element_size() >= weight.numel() * weight.element_size()
+    ):
         mask, values = None, weight.reshape(-1)
-    return PackedTensor(shape=tuple(weight.shape), dtype=dtype, coding=coding, mask=mask, values=values, scales=scales)
+    rows, columns = weight.shape
+    return PackedTensor(shape=(rows, columns), dtype=dtype, coding=coding, mask=mask, values=values, scales=scales)
 
 
 def _to_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -95,7 +103,7 @@ def _to_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _pack_bits(kept: torch.Tensor) -> torch.Tensor:
     rows, columns = kept.shape
-    bits = torch.zeros(rows, -(-columns // 8) * 8, dtype=torch.uint8)
+    bits = torch.zeros(rows, -(-columns // 64) * 64, dtype=torch.uint8)
     bits[:, :columns] = kept
     places = 2 ** torch.arange(8, dtype=torch.uint8)
     return (bits.unflatten(1, (bits.shape[1] // 8, 8)) * places).sum(dim=2, dtype=torch.uint8)
@@ -130,17 +138,17 @@ def check_tensor(packed: PackedTensor) -> None:
         raise ValueError(
             f"coding {packed.coding!r} of dtype {packed.dtype!r} is not known: {CODINGS} of {list(DTYPES)}"
         )
-    wanted = torch.int8 if packed.coding == "int8" else DTYPES[packed.coding]
+    wanted = VALUES[packed.coding]
     if packed.values.dtype != wanted or packed.values.dim() != 1:
         raise ValueError(
             f"values are {packed.values.dtype}, {tuple(packed.values.shape)}; expected {wanted} in one row"
         )
     count = rows * columns
     if packed.mask is not None:
-        shape = (rows, -(-columns // 8))
+        shape = (rows, -(-columns // 64) * 8)
         if packed.mask.dtype != torch.uint8 or tuple(packed.mask.shape) != shape:
             raise ValueError(f"the mask is {packed.mask.dtype}, {tuple(packed.mask.shape)}; expected uint8, {shape}")
-        if columns % 8 and rows and int(packed.mask[:, -1].max()) >> columns % 8:
+        if columns % 64 and bool(kept_of(packed.mask[:, -8:], 64)[:, columns % 64 :].any()):
             raise ValueError(f"the mask has bits beyond the last of {columns} columns")
         count = count_bits(packed.mask)
     if packed.values.numel() != count:

@@ -69,13 +69,7 @@ def huge_header(folder: Path, trace: Path) -> None:
 
 def climbing_packed_shard(folder: Path, trace: Path) -> None:
     _pack(folder)
-    index = json.loads((folder / "packed.json").read_text())
-    (name,) = index["files"]
-    index["files"] = {"../outside.safetensors": index["files"].pop(name)}
-    for entry in index["tensors"].values():
-        entry["file"] = "../outside.safetensors"
-    (folder / name).rename(folder.parent / "outside.safetensors")
-    (folder / "packed.json").write_text(json.dumps(index))
+    climbing_shard(folder, trace)
 
 
 def _pack(folder: Path) -> None:

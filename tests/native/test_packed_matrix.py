@@ -131,7 +131,10 @@ def test_settled_matrices_multiply_as_before():
     ]
     vectors = [torch.randn(2, matrix.shape[1]) for matrix, _ in found]
     before = [matrix.multiply(x) for (matrix, _), x in zip(found, vectors, strict=True)]
-    settle(matrix for matrix, _ in found)
-    for (matrix, dense), x, product in zip(found, vectors, before, strict=True):
+    values = settle([matrix._values.view(torch.uint8) for matrix, _ in found])
+    for (old, dense), held, x, product in zip(found, values, vectors, before, strict=True):
+        assert held.data_ptr() % 64 == 0 and held.untyped_storage().nbytes() == held.numel()
+        matrix = PackedMatrix(old.shape, old.mask, held.view(old.dtype)[: old.count], old.scales)
+        assert matrix.values.data_ptr() == held.data_ptr()
         assert torch.equal(matrix.multiply(x), product)
         assert torch.equal(matrix.rows(0, len(dense), torch.float32), dense)

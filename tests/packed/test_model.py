@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
-import sys
-from pathlib import Path
-
 import psutil
 import pytest
 import torch
 from native_cases import instruction_sets
-from packed_cases import CASES, SHARD, load, needs_kernels, save, token_by_token, tokens
+from packed_cases import CASES, load, needs_kernels, save, token_by_token, tokens
 from tiny_models import VOCABULARY, build_model, build_tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, MambaForCausalLM, pipeline
+from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
-from hf_mamba_prune import native
-from hf_mamba_prune.packed import is_packed, read_packed, write_packed_model
-from hf_mamba_prune.packed.files import INDEX_NAME, write_packed
-from hf_mamba_prune.packed.tensors import PackedTensor, unpack_tensor
+from hf_mamba_prune import PackedConfig, native
+from hf_mamba_prune.packed.checkpoint import write_packed_model
+from hf_mamba_prune.packed.modules import packed_modules
 
 
 @CASES
@@ -146,29 +139,22 @@ def test_left_padding_is_exact(tmp_path):
     assert torch.equal(found, model.generate(ids, max_new_tokens=8, do_sample=False)[0, 6:])
 
 
-def test_a_pipeline_and_a_second_save(tmp_path):
-    save(tmp_path / "p", dtype=torch.bfloat16, values="int8")
-    text = pipeline(
-        "text-generation", model=load(tmp_path / "p"), tokenizer=AutoTokenizer.from_pretrained(tmp_path / "p")
-    )
-    assert text("the cat", max_new_tokens=4, do_sample=False)[0]["generated_text"].startswith("the cat")
-    load(tmp_path / "p").save_pretrained(tmp_path / "again")
-    first, second = dict(read_packed(tmp_path / "p")), dict(read_packed(tmp_path / "again"))
-    assert first.keys() == second.keys()
-    for name, weight in first.items():
-        if isinstance(weight, PackedTensor):
-            assert torch.equal(unpack_tensor(weight), unpack_tensor(second[name]))
-        else:
-            assert torch.equal(weight, second[name])
-
-
 def test_a_packed_model_says_what_it_does_not_do(tmp_path):
     save(tmp_path / "p")
     packed = load(tmp_path / "p")
-    with pytest.raises(RuntimeError, match="load it with unpack=True"):
+    with pytest.raises(ValueError, match="`.half\\(\\)` is not supported for quantized model"):
         packed.half()
+    for target in (torch.bfloat16, "meta"):
+        with pytest.raises(RuntimeError, match="call dequantize\\(\\) first"):
+            packed.to(target)
     with pytest.raises(RuntimeError, match="leave unpack=False out"):
         load(tmp_path / "p", device_map="cuda")
+    with pytest.raises(ValueError, match="dtype is torch.float16, and the packed weights are float32"):
+        load(tmp_path / "p", dtype=torch.float16)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'unpakc'"):
+        load(tmp_path / "p", unpakc=True)
+    with pytest.raises(ValueError, match="does not take {'vlaues': 'int8'}"):
+        PackedConfig(vlaues="int8")
     assert not any(weight.requires_grad for weight in packed.parameters())
     assert packed.to("cpu") is packed
 
@@ -176,100 +162,14 @@ def test_a_packed_model_says_what_it_does_not_do(tmp_path):
 def test_without_fast_kernels_weights_are_unpacked(tmp_path, monkeypatch, caplog):
     save(tmp_path / "p")
     monkeypatch.setenv("HF_MAMBA_PRUNE_NATIVE", "0")
-    assert type(AutoModelForCausalLM.from_pretrained(tmp_path / "p")) is MambaForCausalLM
+    dense = AutoModelForCausalLM.from_pretrained(tmp_path / "p")
+    assert not packed_modules(dense) and not getattr(dense, "is_quantized", False)
     assert "would run slower" in caplog.text
-    packed = load(tmp_path / "p")
+    packed = load(tmp_path / "p", unpack=False)
     ids = tokens(9)
     dense = load(tmp_path / "p", unpack=True)
     with torch.no_grad():
         torch.testing.assert_close(token_by_token(packed, ids, 4), dense(ids).logits[:, 4:], rtol=1e-4, atol=1e-5)
-
-
-STOCK = """
-import sys
-from transformers import AutoModelForCausalLM, MambaForCausalLM
-for loader in (AutoModelForCausalLM, MambaForCausalLM):
-    try:
-        loader.from_pretrained(sys.argv[1])
-    except (ValueError, OSError) as error:
-        print("refused", type(error).__name__)
-    else:
-        sys.exit(f"{loader.__name__} made a model of it")
-"""
-
-
-def test_plain_transformers_refuses_the_packed_files(tmp_path):
-    save(tmp_path / "p")
-    done = subprocess.run(
-        [sys.executable, "-c", STOCK, str(tmp_path / "p")], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("refused") == 2
-
-
-def damage_bit(folder: Path) -> None:
-    data = bytearray((folder / SHARD).read_bytes())
-    data[-9] ^= 16
-    (folder / SHARD).write_bytes(data)
-
-
-def edit_index(folder: Path, change) -> None:
-    index = json.loads((folder / INDEX_NAME).read_text())
-    change(index)
-    (folder / INDEX_NAME).write_text(json.dumps(index))
-
-
-def rename_shard(index: dict) -> None:
-    index["files"]["../../etc/passwd"] = index["files"].pop(SHARD)
-    for entry in index["tensors"].values():
-        entry["file"] = "../../etc/passwd"
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (damage_bit, "does not have its checksum"),
-        (lambda p: (p / SHARD).write_bytes((p / SHARD).read_bytes()[:-100]), "was cut short"),
-        (lambda p: (p / SHARD).unlink(), "is missing"),
-        (lambda p: edit_index(p, lambda i: i.update(version=2)), "version 2 of the packed format and this is 1"),
-        (lambda p: edit_index(p, lambda i: i.update(format="zip")), "not the index of a packed checkpoint"),
-        (lambda p: edit_index(p, lambda i: i["tensors"].popitem()), "1 missing"),
-        (lambda p: edit_index(p, lambda i: i.pop("files")), "is damaged: KeyError"),
-        (lambda p: edit_index(p, rename_shard), "names a file '../../etc/passwd'"),
-        (lambda p: (p / INDEX_NAME).write_text("{"), "is not JSON"),
-        (lambda p: (p / INDEX_NAME).unlink(), "it is not a packed checkpoint"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else None,
-)
-@pytest.mark.parametrize("unpack", (True, False))
-def test_a_damaged_checkpoint_is_refused_with_the_reason(tmp_path, damage, message, unpack):
-    save(tmp_path / "p")
-    damage(tmp_path / "p")
-    with pytest.raises(ValueError, match=message):
-        load(tmp_path / "p", unpack=unpack)
-
-
-def test_a_config_of_another_shape_is_refused(tmp_path):
-    save(tmp_path / "p")
-    config = json.loads((tmp_path / "p" / "config.json").read_text())
-    (tmp_path / "p" / "config.json").write_text(json.dumps(config | {"vocab_size": 300}))
-    with pytest.raises(ValueError, match="embeddings.weight is \\(264, 24\\)"):
-        load(tmp_path / "p")
-
-
-def test_shards_are_cut_and_read_again(tmp_path):
-    save(tmp_path / "p")
-    files = read_packed(tmp_path / "p")
-    (tmp_path / "small").mkdir()
-    write_packed(tmp_path / "small", files, files.tied, shard_bytes=2000)
-    shards = sorted(path.name for path in (tmp_path / "small").glob("*.safetensors"))
-    assert len(shards) > 3
-    assert shards[0] == f"packed-00001-of-{len(shards):05d}.safetensors"
-    shutil.copy(tmp_path / "p" / "config.json", tmp_path / "small")
-    one, many = load(tmp_path / "p"), load(tmp_path / "small")
-    assert torch.equal(one(tokens(5)).logits, many(tokens(5)).logits)
-    assert is_packed(tmp_path / "small")
-    assert not is_packed(tmp_path)
 
 
 def test_what_cannot_be_packed_says_so(tmp_path):

@@ -39,7 +39,7 @@ from hf_mamba_prune import (
     find_targets,
 )
 from hf_mamba_prune.command.hub import repeat_command
-from hf_mamba_prune.packed import is_packed
+from hf_mamba_prune.packed.checkpoint import is_packed
 from hf_mamba_prune.publish.card import render_card
 from hf_mamba_prune.publish.hub import PushChoice
 
@@ -57,13 +57,20 @@ def test_push_makes_one_commit_that_comes_back_bit_for_bit(place, local_hub, cap
     held = set(local_hub.files(REPO))
     local = {path.relative_to("out").as_posix() for path in Path("out").rglob("*") if path.is_file()}
     assert held == local | {".gitattributes"}
-    assert {"README.md", "report.json", "pruning_config.json", "figures/sparsity.png", "packed/packed.json"} <= held
+    assert {
+        "README.md",
+        "report.json",
+        "pruning_config.json",
+        "figures/sparsity.png",
+        "packed/model.safetensors",
+    } <= held
     here = AutoModelForCausalLM.from_pretrained("out").state_dict()
     code = (
         "import sys, torch, hf_mamba_prune\n"
         "from transformers import AutoModelForCausalLM\n"
         "torch.save(AutoModelForCausalLM.from_pretrained(sys.argv[1]).state_dict(), 'plain.pt')\n"
-        "again = AutoModelForCausalLM.from_pretrained(sys.argv[1], subfolder='packed', unpack=True)\n"
+        "packed = AutoModelForCausalLM.from_pretrained(sys.argv[1], subfolder='packed')\n"
+        "again = packed.dequantize() if packed.is_quantized else packed\n"
         "torch.save(again.state_dict(), 'packed.pt')\n"
     )
     root = str(Path(hf_mamba_prune.__file__).parent.parent)

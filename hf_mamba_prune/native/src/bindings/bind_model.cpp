@@ -166,6 +166,8 @@ void bind_model(nb::module_& module) {
       .def("add_layer", &add_layer, nb::kw_only(), "in_proj"_a, optional("x_proj"), optional("dt_proj"), "out_proj"_a,
            "norm"_a, optional("in_bias"), "conv_weight"_a, optional("conv_bias"), optional("dt_bias"), "A"_a, "D"_a,
            optional("gate_norm"), optional("out_bias"))
+      .def_prop_ro("window", [](const PackedModel& model) { return model.conv_channels() * model.conv_width; })
+      .def_prop_ro("state", [](const PackedModel& model) { return model.d_inner * model.states; })
       .def("memory", [](const PackedModel& model, int64_t batch) { return model.memory(batch_of(batch)); },
            nb::kw_only(), "batch"_a)
       .def("step", &step, nb::kw_only(), "isa"_a, "threads"_a, "tokens"_a, "cache"_a, "first"_a = 0, "logits"_a,

@@ -3,6 +3,8 @@
 #include "threads/pool.h"
 
 NB_MODULE(_kernels, module) {
+  // What a program still holds when it ends, a model in a global for instance, is no fault that its user should read of.
+  nanobind::set_leak_warnings(false);
   hmp::notice_forks();
   module.def("instruction_sets", [] {
     std::vector<std::string> names;

@@ -10,7 +10,7 @@ namespace hmp {
 constexpr int kBand = 16;          // rows multiplied together
 constexpr int64_t kMaxBatch = 8;   // sequences that one token's step serves at once
 constexpr int64_t kGroup = 256;    // columns that share a scale when the vector is rounded to int8
-constexpr int64_t kReadable = 64;  // bytes that must be readable behind the last value
+constexpr int64_t kReadable = 64;  // bytes that must be readable behind the last value, but for unmasked floats
 
 // Weights (rows, columns). The kept values of a row follow each other, and the rows follow each other.
 struct PackedMatrix {
