@@ -14,6 +14,7 @@ import typer
 from hf_mamba_prune.command import option_groups as g
 from hf_mamba_prune.command import options as o
 from hf_mamba_prune.command.flattened import flattened
+from hf_mamba_prune.command.signals import ending_cleanly
 from hf_mamba_prune.publish.escapes import for_terminal
 from hf_mamba_prune.recipes import find_recipe
 
@@ -24,11 +25,12 @@ COMMANDS = (
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command; exit code 0, 1 for a failure, 2 for a wrong request."""
+    """Run the command; exit code 0, 1 for a failure, 2 for a wrong request, above 128 where a signal ended it."""
     given = sys.argv[1:] if arguments is None else arguments
     arguments = with_default_command(given)
     try:
-        app(arguments, prog_name="hf-mamba-prune", obj=shlex.join(["hf-mamba-prune", *given]))
+        with ending_cleanly():
+            app(arguments, prog_name="hf-mamba-prune", obj=shlex.join(["hf-mamba-prune", *given]))
     except (ValueError, RuntimeError, OSError) as error:
         if "--debug" in arguments:
             raise

@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,8 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mamba_prune.config import PruningConfig
+from hf_mamba_prune.files.interrupts import Interrupts
+from hf_mamba_prune.files.temporary import Temporary, remove_left
 from hf_mamba_prune.report import REPORT_NAME
 
 
@@ -61,7 +62,7 @@ def whole_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
 
     What stood there before is moved aside first and removed last, so that a kill at any moment leaves the old result
     or the new one. Two processes never write into one folder: the second to finish finds it taken, and keeps what it
-    made under another name.
+    made under another name. What a killed run of the same folder left beside it is removed.
 
     Raises:
         ValueError: somebody else filled the folder in the meantime.
@@ -69,29 +70,36 @@ def whole_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
     """
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    aside = temporary.with_name(temporary.name + ".old")
-    try:
-        yield temporary
-        _open_to_others(temporary)
+    temporary: Temporary | None = None
+    with Interrupts() as interrupts:
         try:
-            if overwrite and folder.exists():
-                folder.rename(aside)
-            temporary.rename(folder)
-        except OSError as error:
-            if aside.exists():
-                aside.rename(folder)
-            kept = temporary.rename(temporary.with_name(temporary.name.removeprefix(".")))
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                raise ValueError(
-                    f"the output folder {folder} was filled by somebody else meanwhile: the result is in {kept}."
-                ) from error
-            raise RuntimeError(
-                f"the output folder {folder} cannot be replaced ({error.strerror}): the result is in {kept}."
-            ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    shutil.rmtree(aside, ignore_errors=True)
+            remove_left(folder)
+            temporary = Temporary(folder)
+            interrupts.release()
+            yield temporary.path
+            interrupts.held = True
+            _open_to_others(temporary.path)
+            _publish(temporary, folder, overwrite)
+        finally:
+            interrupts.held = True
+            if temporary is not None:
+                temporary.remove()
+
+
+def _publish(temporary: Temporary, folder: Path, overwrite: bool) -> None:
+    """Give a finished folder its name; where that fails it gets another one, and what stood there stays."""
+    try:
+        if overwrite and folder.exists():
+            temporary.set_aside(folder)
+        temporary.path.rename(folder)
+    except OSError as error:
+        where = f"the result is in {temporary.keep()}"
+        if temporary.aside.exists() and (earlier := temporary.put_back(folder)) != folder:
+            where += f", the earlier one in {earlier}"
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise ValueError(f"the output folder {folder} was filled by somebody else meanwhile: {where}.") from error
+        raise RuntimeError(f"the output folder {folder} cannot be replaced ({error.strerror}): {where}.") from error
+    shutil.rmtree(temporary.aside, ignore_errors=True)
 
 
 def _open_to_others(folder: Path) -> None:
