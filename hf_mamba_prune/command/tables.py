@@ -48,7 +48,7 @@ def show_report(console: Console, report: PruningReport, output: Path) -> None:
 
 def _show_next(console: Console, report: PruningReport, output: Path) -> None:
     ratio = report.perplexity_ratio()
-    if ratio is not None and ratio > POOR_RATIO:
+    if ratio is not None and not ratio <= POOR_RATIO:  # NaN is above, too
         console.print(
             f"\n[bold red]The perplexity rose to {ratio:.2f} x {report.parent}: this model is badly hurt.[/] Try "
             "a lower --sparsity or more --calibration-samples; leave score, allocation and reconstruction at their "

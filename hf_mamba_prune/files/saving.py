@@ -86,6 +86,25 @@ def whole_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
                 temporary.remove()
 
 
+@contextmanager
+def amended(folder: Path) -> Iterator[Path]:
+    """A temporary folder whose files take the place of those in `folder` when the block ends well, each as a whole."""
+    temporary: Temporary | None = None
+    with Interrupts() as interrupts:
+        try:
+            temporary = Temporary(folder.absolute())
+            interrupts.release()
+            yield temporary.path
+            interrupts.held = True
+            _open_to_others(temporary.path)
+            for path in temporary.path.iterdir():
+                path.replace(folder / path.name)
+        finally:
+            interrupts.held = True
+            if temporary is not None:
+                temporary.remove()
+
+
 def _publish(temporary: Temporary, folder: Path, overwrite: bool) -> None:
     """Give a finished folder its name; where that fails it gets another one, and what stood there stays."""
     try:

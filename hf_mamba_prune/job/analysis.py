@@ -9,6 +9,7 @@ from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.files.saving import check_output, whole_folder
 from hf_mamba_prune.job.choices import EvaluationChoice, ModelChoice
 from hf_mamba_prune.measure.analysis import LEVELS, Analysis, analyze
+from hf_mamba_prune.publish.extras import FAILURES
 from hf_mamba_prune.publish.figures import draw_analysis
 from hf_mamba_prune.texts.sequences import check_ids, sample_sequences
 from hf_mamba_prune.texts.sources import read_text
@@ -41,7 +42,7 @@ class AnalysisJob:
 
         Raises:
             ValueError: a wrong name, file or number, or the folder holds something.
-            RuntimeError: the Hub or the disk refuses, or the model is broken.
+            RuntimeError: the Hub or the disk refuses, the model is broken, or the figure cannot be drawn.
         """
         for level in self.levels:
             if not 0 < level <= 1:
@@ -59,7 +60,15 @@ class AnalysisJob:
         with self.model.open(tokenizer) as loaded:
             check_ids(sequences, loaded.model, f"the text {calibration.name}")
             found = analyze(loaded.model, tokenizer, sequences, evaluation, config, levels=self.levels)
+        failure: Exception | None = None
         with whole_folder(self.output) as folder:
             found.save(folder)
-            draw_analysis(found, folder)
+            try:
+                draw_analysis(found, folder)
+            except FAILURES as error:
+                failure = error
+        if failure is not None:
+            raise RuntimeError(
+                f"the analysis is in {self.output}, but its figure could not be drawn ({failure})."
+            ) from failure
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from hf_mamba_prune import demo
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.files.loading import LoadedModel
 from hf_mamba_prune.files.origin import Origin
-from hf_mamba_prune.files.saving import check_output, whole_folder, write_checkpoint
+from hf_mamba_prune.files.saving import amended, check_output, whole_folder, write_checkpoint
 from hf_mamba_prune.job.choices import TRAINING_LENGTH, EvaluationChoice, ModelChoice, RecoveryChoice
 from hf_mamba_prune.measure.evaluation import Evaluation
 from hf_mamba_prune.measure.speed import compare_speeds
@@ -21,9 +22,9 @@ from hf_mamba_prune.packed.config import check_values
 from hf_mamba_prune.plan import Plan, make_plan
 from hf_mamba_prune.progress import track
 from hf_mamba_prune.pruning import prepare, reads_calibration
-from hf_mamba_prune.publish.figures import draw_figures
+from hf_mamba_prune.publish.extras import attempt, write_extras
 from hf_mamba_prune.publish.hub import PushChoice, write_card
-from hf_mamba_prune.report import PruningReport, SpeedFacts
+from hf_mamba_prune.report import REPORT_NAME, PruningReport, SpeedFacts
 from hf_mamba_prune.texts.sequences import sample_sequences
 from hf_mamba_prune.texts.sources import TextSource, read_text
 from hf_mamba_prune.training.recovery import Recovery
@@ -139,7 +140,7 @@ class PruningJob:
         return calibration, self.recovery.on(training)
 
     def run(self) -> PruningReport:
-        """Do it; nothing is written before everything else has succeeded.
+        """Do it; nothing is written before the model is pruned and measured.
 
         Raises:
             ValueError: a wrong name, file, number or combination.
@@ -169,7 +170,9 @@ class PreparedJob:
     recovery: Recovery | None
 
     def run(self, begin: Callable[[], object] | None = None) -> PruningReport:
-        """Load the weights, prune, and write the folder.
+        """Load the weights, prune, and write the folder; once it stands, the speeds are measured on it.
+
+        What fails after the pruning (packed checkpoint, figures, card, speeds) is a warning in the report.
 
         Args:
             begin: called when the weights are loaded, nothing is left to refuse and nothing is changed yet.
@@ -192,13 +195,15 @@ class PreparedJob:
             if begin is not None:
                 begin()
             report = ready.run()
+        repo = job.push.repo if job.push else None
         with whole_folder(job.output, job.overwrite) as folder:
             write_checkpoint(folder, loaded.model, loaded.tokenizer, job.config, loaded.saved_dtype)
-            if job.pack is not None:
-                report = replace(report, speeds=_packed(loaded, folder, job.pack))
             report.save(folder)
-            draw_figures(report, folder / "figures")
-            write_card(folder, job.push.repo if job.push else None)
+            if job.pack is not None:
+                report = _packed(report, loaded, folder / "packed", job.pack)
+            report = write_extras(folder, report, repo)
+        if (job.output / "packed").is_dir():
+            report = _with_speeds(report, job.output, repo)
         return report
 
 
@@ -214,11 +219,35 @@ def _origin(loaded: LoadedModel, command: str | None) -> Origin:
     )
 
 
-def _packed(loaded: LoadedModel, folder: Path, values: str) -> tuple[SpeedFacts, ...]:
-    """Write the packed checkpoint beside the dense one, and measure both."""
-    packed = folder / "packed"
-    write_packed_model(packed, loaded.model, loaded.tokenizer, loaded.saved_dtype, values)
-    return tuple(track(compare_speeds(folder, packed), "measure speed", "model", 3))
+def _packed(report: PruningReport, loaded: LoadedModel, folder: Path, values: str) -> PruningReport:
+    """Write the packed checkpoint, all of it or nothing."""
+
+    def pack() -> None:
+        write_packed_model(folder, loaded.model, loaded.tokenizer, loaded.saved_dtype, values)
+
+    tried = attempt(report, "The packed checkpoint", pack)
+    if tried != report:
+        shutil.rmtree(folder, ignore_errors=True)
+    return tried
+
+
+def _with_speeds(report: PruningReport, output: Path, repo: str | None) -> PruningReport:
+    """Measure dense and packed, and write that into a result that stands: a measurement may use up all memory."""
+    speeds: list[SpeedFacts] = []
+    held = (output / REPORT_NAME).read_bytes()
+
+    def measure() -> None:
+        speeds.extend(list(track(compare_speeds(output, output / "packed"), "measure speed", "model", 3)))
+
+    def amend() -> None:
+        if (output / REPORT_NAME).read_bytes() != held:
+            raise RuntimeError("another run replaced the result meanwhile")
+        with amended(output) as folder:
+            found.save(folder)
+            write_card(folder, repo)
+
+    found = replace(attempt(report, "The comparison of speeds", measure), speeds=tuple(speeds))
+    return attempt(found, "The report with the speeds", amend)
 
 
 def default_output(model: str, config: PruningConfig) -> Path:

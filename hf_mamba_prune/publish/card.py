@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from importlib import resources
 
@@ -85,6 +86,8 @@ def _results(report: PruningReport) -> list[EvalResult]:
     for dense, pruned in zip(report.before, report.after, strict=True):
         dataset, config, split = hub_dataset(pruned.text) or (None, None, None)
         for metric in ("perplexity", "bits_per_byte", "word_perplexity"):
+            if not math.isfinite(getattr(pruned, metric)):
+                continue  # the front matter has no such number
             results.append(
                 EvalResult(
                     task_type=report.model.pipeline,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +78,7 @@ def _sparsity_map(report: PruningReport) -> Figure:
     axes.axhline(len(layers) - 1.5, color="white", linewidth=3)
     for row in shown if step > 1 else range(len(layers)):
         for column in range(len(names)):
-            if not np.isnan(values[row, column]):
+            if np.isfinite(values[row, column]):
                 color = "white" if values[row, column] > 0.6 else INK
                 axes.text(column, row, f"{values[row, column]:.0%}", ha="center", va="center", color=color, fontsize=8)
     facts = report.sparsity
@@ -132,21 +134,28 @@ def _quality(report: PruningReport) -> Figure:
 
 def _perplexity_bars(axes: Axes, before: LanguageMetrics, after: LanguageMetrics, parent: str) -> None:
     ratio = after.perplexity / before.perplexity
+    compared = f"{ratio:.3f} x {parent}, lower is better" if math.isfinite(ratio) else "beyond all numbers"
     _bars(
         axes,
-        f"perplexity, {_short(before.text)}\n{ratio:.3f} x {parent}, lower is better",
+        f"perplexity, {_short(before.text)}\n{compared}",
         (before.perplexity, after.perplexity),
-        lambda value: f"{value:,.1f}",
+        lambda value: f"{value:,.1f}" if math.isfinite(value) else "infinite",
         parent,
     )
 
 
-def _bars(axes: Axes, title: str, values: tuple[float, float], text, parent: str) -> None:
-    axes.bar([parent, "pruned"], values, color=[DENSE, PRUNED], width=0.6)
-    for place, value in enumerate(values):
-        axes.annotate(text(value), (place, value), xytext=(0, 4), textcoords="offset points", ha="center", color=INK)
+def _bars(axes: Axes, title: str, values: tuple[float, float], text: Callable[[float], str], parent: str) -> None:
+    """Two bars; an infinite one is hatched and twice as high as the other."""
+    known = [value for value in values if math.isfinite(value)]
+    top = max(known, default=1.0) * (1 if len(known) == len(values) else 2)
+    heights = [value if math.isfinite(value) else top for value in values]
+    bars = axes.bar([parent, "pruned"], heights, color=[DENSE, PRUNED], width=0.6)
+    for place, (bar, value, height) in enumerate(zip(bars, values, heights, strict=True)):
+        if not math.isfinite(value):
+            bar.set(hatch="//", edgecolor="white")
+        axes.annotate(text(value), (place, height), xytext=(0, 4), textcoords="offset points", ha="center", color=INK)
     axes.set_title(title, loc="left", fontsize=10, color=INK, parse_math=False)
-    axes.set_ylim(0, max(values) * 1.15)
+    axes.set_ylim(0, top * 1.15 or 1)
     axes.set_yticks([])
     axes.tick_params(length=0, colors=SOFT)
     axes.spines[["top", "left", "right"]].set_visible(False)

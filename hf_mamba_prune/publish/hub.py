@@ -59,7 +59,7 @@ class PushChoice:
             RuntimeError: the perplexity is too far above the dense one, and `force` is off.
         """
         ratio = report.perplexity_ratio()
-        if ratio is not None and ratio > POOR_RATIO and not self.force:
+        if ratio is not None and not ratio <= POOR_RATIO and not self.force:  # NaN is above, too
             raise RuntimeError(
                 f"the perplexity is {ratio:.2f} x the {report.parent} one, above {POOR_RATIO:g} x: not pushed. Mend "
                 "it with a lower --sparsity, --recipe standard or more --calibration-samples, or push it with --force."

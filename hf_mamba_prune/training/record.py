@@ -17,8 +17,7 @@ from hf_mamba_prune.hub_answers import UNREADABLE
 from hf_mamba_prune.measure.counting import ZeroCounter
 from hf_mamba_prune.measure.environment import hardware
 from hf_mamba_prune.measure.versions import versions
-from hf_mamba_prune.publish.card import CARD_NAME, render_card
-from hf_mamba_prune.publish.figures import draw_figures
+from hf_mamba_prune.publish.extras import write_extras
 from hf_mamba_prune.report import PruningReport, RecoveryFacts, SparsityFacts, TaskMetrics
 from hf_mamba_prune.training.gradual import GradualPruner
 
@@ -81,10 +80,7 @@ class TrainingRecord:
             tasks_after=_evaluations(trainer),
         )
         folder = Path(str(trainer.args.output_dir))
-        report.save(folder)
-        draw_figures(report, folder / "figures")
-        (folder / CARD_NAME).write_text(render_card(report, trainer.hub_model_id), encoding="utf-8")
-        return report
+        return write_extras(folder, report, trainer.hub_model_id)
 
 
 def _training(trainer: PruningTrainer, dataset: str | list[str] | None) -> RecoveryFacts | None:
