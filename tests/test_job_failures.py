@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from hf_mamba_prune import EvaluationChoice, ModelChoice, PruningConfig, PruningJob, PruningReport
 from hf_mamba_prune.command import cli
+from hf_mamba_prune.files.products import foreign_files
 from hf_mamba_prune.job import AnalysisJob, analysis
 from hf_mamba_prune.job import prune as job_prune
 from hf_mamba_prune.publish import extras
@@ -59,6 +60,7 @@ def test_weights_and_report_stand_when_something_fails_after_them(job, monkeypat
     assert sum(int((weight == 0).sum()) for weight in model.parameters()) == report.sparsity.model.zeros
     assert Path("out/packed").is_dir() == (name != "write_packed_model")
     assert Path("out/figures/quality.png").is_file() == (name != "draw_figures")
+    assert foreign_files(Path("out")) == []
     assert Path("out/README.md").is_file()  # written again with the speeds
     assert sorted(path.name for path in Path().iterdir()) == ["model", "out", "text.txt"]
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.files.interrupts import Interrupts
+from hf_mamba_prune.files.products import foreign_files, named
 from hf_mamba_prune.files.temporary import Temporary, remove_left
 from hf_mamba_prune.report import REPORT_NAME
 
@@ -29,7 +30,7 @@ def check_output(folder: Path, overwrite: bool, mark: str = REPORT_NAME) -> None
         mark: the file that an earlier result holds.
 
     Raises:
-        ValueError: it holds something and `overwrite` is off, or it holds something that is not a result of ours.
+        ValueError: it holds something and `overwrite` is off, or it holds something that is not of a result of ours.
         RuntimeError: it cannot be written.
     """
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
@@ -39,6 +40,11 @@ def check_output(folder: Path, overwrite: bool, mark: str = REPORT_NAME) -> None
             raise ValueError(f"the output folder {folder} is not empty: choose another one, or pass --overwrite.")
         if not (folder / mark).is_file():
             raise ValueError(f"{folder} holds no {mark}, so it is not a result of this tool: not overwritten.")
+        if foreign := foreign_files(folder):
+            raise ValueError(
+                f"{folder} holds what this tool did not write ({named(foreign)}), and overwriting would delete it: "
+                "move that elsewhere, or choose another folder."
+            )
     if os.path.ismount(folder):
         raise ValueError(
             f"the output folder {folder} is a mount point, a container's volume perhaps, which a result cannot "
@@ -60,9 +66,10 @@ def _existing_parent(folder: Path) -> Path:
 def whole_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
     """A temporary folder beside `folder` that takes its name when the block ends well, and vanishes otherwise.
 
-    What stood there before is moved aside first and removed last, so that a kill at any moment leaves the old result
-    or the new one. Two processes never write into one folder: the second to finish finds it taken, and keeps what it
-    made under another name. What a killed run of the same folder left beside it is removed.
+    What stood there before, if it is all of a result of ours, is moved aside first and removed last, so that a kill at
+    any moment leaves the old result or the new one. Two processes never write into one folder: the second to finish
+    finds it taken, and keeps what it made under another name. What a killed run of the same folder left beside it is
+    removed.
 
     Raises:
         ValueError: somebody else filled the folder in the meantime.
@@ -107,16 +114,23 @@ def amended(folder: Path) -> Iterator[Path]:
 
 def _publish(temporary: Temporary, folder: Path, overwrite: bool) -> None:
     """Give a finished folder its name; where that fails it gets another one, and what stood there stays."""
+    foreign: list[str] = []
     try:
         if overwrite and folder.exists():
             temporary.set_aside(folder)
+            foreign = foreign_files(temporary.aside)
+            if foreign:
+                raise OSError(errno.ENOTEMPTY, named(foreign))
         temporary.path.rename(folder)
     except OSError as error:
         where = f"the result is in {temporary.keep()}"
         if temporary.aside.exists() and (earlier := temporary.put_back(folder)) != folder:
             where += f", the earlier one in {earlier}"
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            raise ValueError(f"the output folder {folder} was filled by somebody else meanwhile: {where}.") from error
+            what = f" ({named(foreign)})" if foreign else ""
+            raise ValueError(
+                f"the output folder {folder} was filled by somebody else meanwhile{what}: {where}."
+            ) from error
         raise RuntimeError(f"the output folder {folder} cannot be replaced ({error.strerror}): {where}.") from error
     shutil.rmtree(temporary.aside, ignore_errors=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any, cast
@@ -11,10 +12,13 @@ import torch
 from accelerate.utils import DistributedType
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.native import use_native
 from hf_mamba_prune.report import SparsityFacts
+from hf_mamba_prune.training.checkpoints import check_whole, finish, newest_whole, unfinished
 from hf_mamba_prune.training.distillation import distill, distill_head
 from hf_mamba_prune.training.gradual import STATE_NAME, GradualPruner
 from hf_mamba_prune.training.record import TrainingRecord
@@ -133,6 +137,7 @@ class PruningTrainer(Trainer):
         # Before the callbacks that report, so that they see the sparsity in the logs.
         self.callback_handler.callbacks.insert(0, self._pruning)
         self._counted: SparsityFacts | None = None
+        self._writes_into: Path | None = None
         self.teacher = teacher
         if teacher is not None:
             teacher.requires_grad_(False).eval().to(self.args.device)
@@ -142,10 +147,26 @@ class PruningTrainer(Trainer):
         """Masks and schedule."""
         return self._pruning.pruner
 
-    def train(self, *args, **kwargs):
-        """`Trainer.train`, on the native kernels where the model is on a CPU."""
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """`Trainer.train`, on the native kernels where the model is on a CPU.
+
+        Args:
+            resume_from_checkpoint: True: the newest whole one in the output folder; those that a killed run left cut
+                short are skipped with a warning.
+            *args, **kwargs: those of `Trainer.train`.
+
+        Raises:
+            ValueError: the checkpoint is cut short, or none is whole.
+        """
+        if resume_from_checkpoint is True:
+            newest, skipped = newest_whole(Path(str(self.args.output_dir)))
+            for path, wrong in skipped.items():
+                warnings.warn(f"{path} is skipped, as {wrong}: going on from {newest}.", stacklevel=2)
+            resume_from_checkpoint = str(newest)
+        elif resume_from_checkpoint:
+            check_whole(Path(str(resume_from_checkpoint)))
         with use_native(cast(PreTrainedModel, self.model)):
-            return super().train(*args, **kwargs)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def evaluate(self, *args, **kwargs):
         """`Trainer.evaluate`, on the native kernels where the model is on a CPU."""
@@ -228,6 +249,37 @@ class PruningTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         self.pruning_config.save_pretrained(output_dir or str(self.args.output_dir))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """All of it in a folder that no one takes for a checkpoint, which then gets its name in one move."""
+        run, name = Path(self._get_output_dir(trial)), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.args.should_save:
+            shutil.rmtree(unfinished(run), ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._writes_into = unfinished(run)
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._writes_into = None
+        best = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+        if best.name == name or best.is_dir():
+            self.state.best_model_checkpoint = str(best)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self.state.save_to_json(str(unfinished(run) / name / TRAINER_STATE_NAME))
+            finish(run, name)
+            limit, kept = self.args.save_total_limit, self.state.best_model_checkpoint
+            rotate_checkpoints(str(run), save_total_limit=limit, best_model_checkpoint=kept, use_mtime=True)
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(run / name))
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._writes_into or super()._get_output_dir(trial))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._writes_into is None:  # not before it is whole
+            super()._push_from_checkpoint(checkpoint_folder)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)

@@ -14,13 +14,14 @@ import torch
 from conftest import mask_only
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from tiny_models import ARCHITECTURE_CASES, VOCABULARY, build_model
+from tiny_models import ARCHITECTURE_CASES, VOCABULARY, build_model, build_tokenizer
 from transformers import AutoModelForCausalLM
 
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.files.saving import check_output, round_to, whole_folder, write_checkpoint
 from hf_mamba_prune.masks.scores import build_score
 from hf_mamba_prune.models.targets import find_targets
+from hf_mamba_prune.packed import write_packed_model
 from hf_mamba_prune.report import REPORT_NAME
 
 CONFIG = PruningConfig(sparsity=0.5, score="magnitude")
@@ -117,7 +118,7 @@ def entries(folder):
 def result(folder, text="old"):
     folder.mkdir()
     (folder / REPORT_NAME).write_text(text)
-    (folder / "weights").write_text(text)
+    (folder / "model.safetensors").write_text(text)
     return folder
 
 
@@ -137,16 +138,16 @@ def test_a_failure_leaves_nothing_new_and_the_old_result_as_it_was(tmp_path, err
     old = result(tmp_path / "out")
     for overwrite in (True, False):
         with pytest.raises(error), whole_folder(old, overwrite) as folder:
-            (folder / "weights").write_text("half")
+            (folder / "model.safetensors").write_text("half")
             raise error
-        assert entries(tmp_path) == ["out"] and (old / "weights").read_text() == "old"
+        assert entries(tmp_path) == ["out"] and (old / "model.safetensors").read_text() == "old"
 
 
 def test_overwriting_replaces_all_of_the_old_result(tmp_path):
     old = result(tmp_path / "out")
     with whole_folder(old, overwrite=True) as folder:
         (folder / REPORT_NAME).write_text("new")
-        assert (old / "weights").read_text() == "old"
+        assert (old / "model.safetensors").read_text() == "old"
     assert entries(tmp_path) == ["out"] and entries(old) == [REPORT_NAME]
     assert (old / REPORT_NAME).read_text() == "new"
 
@@ -174,9 +175,11 @@ def test_an_old_result_comes_back_when_the_new_one_cannot_take_its_name(tmp_path
     monkeypatch.setattr(Path, "rename", refuse_the_new_one)
     message = r"out cannot be replaced \(Device or resource busy\): the result is in .*/out\."
     with pytest.raises(RuntimeError, match=message), whole_folder(old, overwrite=True) as folder:
-        (folder / "weights").write_text("new")
+        (folder / "model.safetensors").write_text("new")
     (kept,) = set(entries(tmp_path)) - {"out"}
-    assert (old / "weights").read_text() == "old" and (tmp_path / kept / "weights").read_text() == "new"
+    assert (old / "model.safetensors").read_text() == "old" and (
+        tmp_path / kept / "model.safetensors"
+    ).read_text() == "new"
 
 
 def test_a_mount_point_is_refused_before_the_work(tmp_path, monkeypatch):
@@ -224,6 +227,43 @@ def test_outputs_that_would_be_lost_are_refused_early(tmp_path):
         with pytest.raises(ValueError, match="exists and is not a folder"):
             check_output(tmp_path / name, overwrite=True)
     assert entries(tmp_path) == ["file", "foreign", "link", "ours"]
+
+
+FOREIGN = ("thesis.tex", "figures/photo.png", "packed/notes.txt", "model-old.safetensors", "runs", ".git/config")
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_files_that_are_not_ours_are_refused_by_name_early_and_late(tmp_path, name):
+    old = result(tmp_path / "out")
+    goal = old / name
+    message = rf"holds what this tool did not write \({name}\), and overwriting would delete it"
+
+    def add():
+        goal.parent.mkdir(exist_ok=True)
+        goal.write_text("years of work") if goal.suffix or goal.name == "config" else goal.mkdir()
+
+    with pytest.raises(ValueError, match=rf"filled by somebody else meanwhile \({name}\): the result is in") as late:
+        with whole_folder(old, overwrite=True) as folder:
+            (folder / REPORT_NAME).write_text("new")
+            add()  # after the check at the start
+    kept = Path(str(late.value).split("the result is in ")[1].rstrip("."))
+    assert (old / REPORT_NAME).read_text() == "old" and (kept / REPORT_NAME).read_text() == "new" and goal.exists()
+    with pytest.raises(ValueError, match=message):
+        check_output(old, overwrite=True)
+    assert entries(tmp_path) == sorted(["out", kept.name])
+
+
+def test_everything_that_a_result_holds_may_be_replaced(mamba, tmp_path):
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = "{{ messages }}"
+    write_checkpoint(tmp_path, mamba, tokenizer, CONFIG, torch.float32)
+    (tmp_path / "packed").mkdir()
+    write_packed_model(tmp_path / "packed", mamba, tokenizer, torch.float32)
+    result_files = (REPORT_NAME, "README.md", "figures/sparsity.png", "figures/quality.png")
+    (tmp_path / "figures").mkdir()
+    for name in result_files:
+        (tmp_path / name).write_text("")
+    check_output(tmp_path, overwrite=True)
 
 
 def test_a_folder_that_cannot_be_written_is_refused_early(tmp_path, monkeypatch):

@@ -1,0 +1,145 @@
+"""A training that is killed at any moment goes on from its newest whole checkpoint."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_models import build_model
+from training_cases import DATA, arguments, config, environment
+from transformers.trainer_utils import get_last_checkpoint
+
+from hf_mamba_prune import PruningTrainer
+from hf_mamba_prune.files.loading import weights_sha256
+from hf_mamba_prune.training.gradual import STATE_NAME
+
+KILLED = """
+import os, signal, sys, torch
+from pathlib import Path
+from safetensors import torch as tensors
+from tiny_models import build_model
+from training_cases import DATA, arguments, config
+from transformers import TrainerState
+from hf_mamba_prune import PruningTrainer
+torch.set_num_threads(1)
+trainer = PruningTrainer(
+    build_model("mamba"), arguments(sys.argv[1], save_strategy="steps", save_steps=2, seed=3), train_dataset=DATA,
+    pruning_config=config(),
+)
+def die():
+    if trainer.state.global_step == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+def before(work):
+    def stopped(*arguments):
+        die()
+        return work(*arguments)
+    return stopped
+def cut(state, path, write=TrainerState.save_to_json):
+    write(state, path)
+    if state.global_step == 4:
+        Path(path).write_text(Path(path).read_text()[:50])
+    die()
+moment = sys.argv[2]
+if moment == "weights":
+    trainer._save_optimizer_and_scheduler = before(trainer._save_optimizer_and_scheduler)
+elif moment == "optimizer":
+    trainer._save_rng_state = before(trainer._save_rng_state)
+else:
+    TrainerState.save_to_json = cut
+trainer.train()
+"""
+
+
+def trainer_in(folder: Path, **options) -> PruningTrainer:
+    args = arguments(folder, save_strategy="steps", save_steps=2, seed=3, **options)
+    return PruningTrainer(build_model("mamba"), args, train_dataset=DATA, pruning_config=config())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[Path, str]:
+    """A training of 8 steps with its 4 checkpoints, and the hash of its weights at the end."""
+    folder = tmp_path_factory.mktemp("whole")
+    trainer = trainer_in(folder)
+    trainer.train()
+    return folder, weights_sha256(trainer.model)
+
+
+@pytest.mark.parametrize("moment", ["weights", "optimizer", "state"])
+def test_a_killed_training_leaves_whole_checkpoints_alone_and_ends_as_if_it_had_not_been(tmp_path, whole, moment):
+    command = [sys.executable, "-c", KILLED, str(tmp_path), moment]
+    done = subprocess.run(command, timeout=200, env=environment(), capture_output=True)
+    assert done.returncode == -signal.SIGKILL
+    assert get_last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+    again = trainer_in(tmp_path)
+    again.train(resume_from_checkpoint=True)
+    assert weights_sha256(again.model) == whole[1]
+    assert {path.name for path in tmp_path.iterdir()} == {f"checkpoint-{step}" for step in (2, 4, 6, 8)}
+
+
+BROKEN = {
+    "trainer_state.json": "trainer_state.json is missing",
+    "trainer_state.json cut": "trainer_state.json is cut short",
+    "model.safetensors": "it holds no weights",
+    "model.safetensors cut": "model.safetensors is cut short",
+    "optimizer.pt cut": "optimizer.pt is cut short",
+    f"{STATE_NAME} cut": f"{STATE_NAME} is cut short",
+}
+
+
+@pytest.mark.parametrize("harm", BROKEN)
+def test_checkpoints_that_another_trainer_left_cut_short_are_skipped_and_named(tmp_path, whole, harm):
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    name, _, cut = harm.partition(" ")
+    path = tmp_path / "checkpoint-8" / name
+    path.write_bytes(path.read_bytes()[:-200]) if cut else path.unlink()
+    again = trainer_in(tmp_path)
+    said = f"{re.escape(str(tmp_path))}/checkpoint-8 is skipped, as {BROKEN[harm]}: going on from .*/checkpoint-6"
+    with pytest.warns(UserWarning, match=said):
+        again.train(resume_from_checkpoint=True)
+    assert weights_sha256(again.model) == whole[1]
+    shutil.rmtree(tmp_path / "checkpoint-8")
+    shutil.copytree(whole[0] / "checkpoint-8", tmp_path / "checkpoint-8")
+    path.write_bytes(path.read_bytes()[:-200]) if cut else path.unlink()
+    with pytest.raises(ValueError, match=f"checkpoint-8 is not a whole checkpoint, {BROKEN[harm]}: go on from .*-6"):
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+
+
+def test_no_whole_checkpoint_is_a_sentence(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no checkpoint to go on from \(it holds none\): train from the begin"):
+        trainer_in(tmp_path).train(resume_from_checkpoint=True)
+    (tmp_path / "checkpoint-2").mkdir()
+    with pytest.raises(ValueError, match=r"\(checkpoint-2: trainer_state.json is missing\): train from the beginning"):
+        trainer_in(tmp_path).train(resume_from_checkpoint=True)
+    with pytest.raises(ValueError, match="none beside it is whole, so train from the beginning"):
+        trainer_in(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def test_the_best_checkpoint_and_the_newest_are_kept_and_known_by_their_places(tmp_path):
+    trainer = PruningTrainer(
+        build_model("mamba"),
+        arguments(
+            tmp_path, eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1, learning_rate=0.5,
+            load_best_model_at_end=True, metric_for_best_model="eval_loss", save_total_limit=2,
+        ),
+        train_dataset=DATA, eval_dataset=DATA.select(range(4)), pruning_config=config(),
+    )  # fmt: skip
+    trainer.train()
+    best = tmp_path / f"checkpoint-{trainer.state.best_global_step}"
+    assert trainer.state.best_model_checkpoint == str(best)
+    assert {path.name for path in tmp_path.iterdir()} == {best.name, "checkpoint-8"}
+    state = json.loads((tmp_path / "checkpoint-8" / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"] == str(best)
+
+
+def test_a_checkpoint_that_is_written_again_is_replaced(tmp_path):
+    for _ in range(2):
+        trainer_in(tmp_path).train()
+        (tmp_path / "checkpoint-4" / "old").touch()
+    trainer_in(tmp_path).train()
+    assert not (tmp_path / "checkpoint-4" / "old").exists() and not (tmp_path / "_unfinished").exists()
