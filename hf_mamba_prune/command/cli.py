@@ -5,6 +5,7 @@ What a command does is imported when it runs: help and wrong options are answere
 
 from __future__ import annotations
 
+import difflib
 import shlex
 import sys
 from pathlib import Path
@@ -27,8 +28,9 @@ COMMANDS = (
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; exit code 0, 1 for a failure, 2 for a wrong request, above 128 where a signal ended it."""
     given = sys.argv[1:] if arguments is None else arguments
-    arguments = with_default_command(given)
+    arguments = given
     try:
+        arguments = with_default_command(given)
         with ending_cleanly():
             app(arguments, prog_name="hf-mamba-prune", obj=shlex.join(["hf-mamba-prune", *given]))
     except (ValueError, RuntimeError, OSError) as error:
@@ -40,9 +42,24 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def with_default_command(arguments: list[str]) -> list[str]:
-    """`MODEL --sparsity 0.7` means `prune MODEL --sparsity 0.7`."""
+    """`MODEL --sparsity 0.7` means `prune MODEL --sparsity 0.7`, and `help` means `--help`.
+
+    Raises:
+        ValueError: the first word is nearly a command, and another one follows it.
+    """
     if not arguments or arguments[0] in (*COMMANDS, "--help", "--version"):
         return arguments
+    first, *rest = arguments
+    if Path(first).is_dir():
+        return ["prune", *arguments]
+    if first == "help":
+        return [*rest[:1], "--help"]
+    near = difflib.get_close_matches(first, COMMANDS, n=1)
+    if near and rest and not rest[0].startswith("-"):
+        raise ValueError(
+            f"there is no command {first!r}: did you mean `{near[0]}`? A model is pruned by "
+            "`hf-mamba-prune MODEL`, with nothing but options after it."
+        )
     return ["prune", *arguments]
 
 

@@ -230,11 +230,13 @@ def parse_shares(given: list[str] | None) -> dict[str, float]:
     """["out_proj=0.5"] -> {"out_proj": 0.5}.
 
     Raises:
-        ValueError: not of the form NAME=NUMBER.
+        ValueError: not of the form NAME=NUMBER, or a name comes twice.
     """
-    shares = {}
+    shares: dict[str, float] = {}
     for item in given or []:
-        name, equals, value = item.partition("=")
+        name, _, value = item.partition("=")
+        if name.strip() in shares:
+            raise ValueError(f"--component-sparsity names {name.strip()} twice: give one sparsity for each component.")
         try:
             shares[name.strip()] = float(value)
         except ValueError as error:

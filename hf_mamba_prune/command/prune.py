@@ -116,13 +116,22 @@ def _check_cost(plan: Plan, limit: float | None, job: PruningJob) -> None:
     """Stop what takes too long, with the flag that makes it cheaper.
 
     Raises:
-        ValueError: it would take longer than the limit, in hours, on a CPU.
+        ValueError: it would take longer than the limit, in hours, on a CPU; or that is no length of time.
     """
+    if limit is not None and not limit > 0:
+        raise ValueError(f"--max-hours is {limit:g}; expected hours above 0, such as 0.5.")
     hours = plan.seconds / 3600
     if limit is None or hours <= limit or not job.model.on_cpu():
         return
     cheaper = "fewer --recover-steps" if job.recovery else "fewer --steps or --calibration-samples"
     raise ValueError(
-        f"this would take about {hours:,.1f} hours on this CPU, more than the limit of {limit:g}: choose {cheaper}, "
-        "use a GPU, or raise --max-hours."
+        f"this would take about {_duration(plan.seconds)} on this CPU, more than the limit of "
+        f"{_duration(3600 * limit)}: choose {cheaper}, use a GPU, or raise --max-hours (now {limit:g})."
     )
+
+
+def _duration(seconds: float) -> str:
+    """In the unit that shows it best."""
+    if seconds >= 3600:
+        return f"{seconds / 3600:,.1f} hours"
+    return f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.2g} seconds"

@@ -37,7 +37,7 @@ def show_report(console: Console, report: PruningReport, output: Path) -> None:
             f"loss {facts.first_loss:.3f} to {facts.last_loss:.3f}."
         )
     if report.speeds:
-        show_speeds(console, report.speeds, report.hardware)
+        show_speeds(console, report.speeds, report.hardware, report.model.dtype)
     costs = ", ".join(f"{cost.step} {cost.seconds:.1f} s" for cost in report.costs)
     peak = max(cost.peak_bytes for cost in report.costs)
     console.print(f"\nTime: {costs}; peak memory {peak / 1e9:.2f} GB.")
@@ -178,15 +178,27 @@ def show_packed(console: Console, output: Path, dense: int, packed: int) -> None
     )
 
 
-def show_speeds(console: Console, speeds: Sequence[SpeedFacts], facts: Mapping[str, object]) -> None:
-    """The result of `bench`."""
-    columns = ("tokens a second", "run as", "file, MB", "memory, MB", "prefill", "decode")
-    table = _table(*columns)
+_WIDTHS = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def show_speeds(
+    console: Console, speeds: Sequence[SpeedFacts], facts: Mapping[str, object], saved: str | None = None
+) -> None:
+    """The result of `bench`, and of a pruning that packs.
+
+    Args:
+        console: prints it.
+        speeds: of each model.
+        facts: of the hardware.
+        saved: type of the dense file. Where it was run as another, its size is that of this other type: beside packed
+            weights it would look larger by what the type alone makes.
+    """
+    table = _table("tokens a second", "run as", "file, MB", "memory, MB", "prefill", "decode")
     for speed in speeds:
         cells = (
             speed.name,
             speed.values,
-            f"{speed.file_bytes / 1e6:,.1f}",
+            f"{speed.file_bytes * _scale(speed, saved) / 1e6:,.1f}",
             f"{speed.memory_bytes / 1e6:,.0f}",
             f"{speed.prefill_tokens_per_second:,.0f}",
             f"{speed.decode_tokens_per_second:,.1f}",
@@ -194,6 +206,18 @@ def show_speeds(console: Console, speeds: Sequence[SpeedFacts], facts: Mapping[s
         table.add_row(*cells)
     threads = speeds[-1].threads
     _show(console, f"{facts['processor']}, {threads} threads, {facts['kernels']} kernels", table)
+    dense = speeds[0]
+    if _scale(dense, saved) != 1:
+        console.print(
+            f"The dense file as {dense.values}; as {saved}, as it is saved, {dense.file_bytes / 1e6:,.1f} MB."
+        )
+
+
+def _scale(speed: SpeedFacts, saved: str | None) -> float:
+    """Of a file's size, from the type that it is saved in to the one that it is run as; 1 for what is packed."""
+    if saved is None or not speed.name.startswith("dense") or speed.values not in _WIDTHS:
+        return 1
+    return _WIDTHS[speed.values] / _WIDTHS.get(saved, _WIDTHS[speed.values])
 
 
 def describe_model(model: PreTrainedModel) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.files.saving import check_output, whole_folder
-from hf_mamba_prune.job.choices import EvaluationChoice, ModelChoice
+from hf_mamba_prune.job.choices import EvaluationChoice, ModelChoice, text_errors
 from hf_mamba_prune.measure.analysis import LEVELS, Analysis, analyze
 from hf_mamba_prune.publish.extras import FAILURES
 from hf_mamba_prune.publish.figures import draw_analysis
@@ -52,7 +52,8 @@ class AnalysisJob:
         self.model.check()
         config = self.config
         tokenizer = self.model.read_tokenizer()
-        calibration = read_text(self.calibration, "train", self.column)
+        with text_errors(self.calibration):
+            calibration = read_text(self.calibration, "train", self.column)
         shape = config.calibration_samples, config.calibration_length
         sequences = sample_sequences(calibration, tokenizer, *shape, config.seed)
         evaluation = self.evaluation.read()

@@ -17,6 +17,24 @@ from hf_mamba_prune.plan import TrainingSize
 from hf_mamba_prune.texts.sources import TextSource, read_text
 from hf_mamba_prune.training.recovery import Recovery
 
+DEFAULT_TEXT = "wikitext"
+"""What the command reads where no text is named."""
+
+
+@contextmanager
+def text_errors(name: str) -> Iterator[None]:
+    """Of the default text, which the user may not know of, an error says how to name another."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        if name != DEFAULT_TEXT:
+            raise
+        kind = ValueError if isinstance(error, ValueError) else RuntimeError
+        raise kind(
+            f"{str(error).rstrip('.')}; {name} is the default of --calibration and of --eval: name a text of your own "
+            "with each of them, or measure nothing with --no-eval."
+        ) from error
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelChoice:
@@ -83,7 +101,11 @@ class EvaluationChoice:
     def read(self) -> Evaluation:
         """Read the texts; a Hub data set's test split unless its name says another."""
         self.check()
-        return self._evaluation(tuple(read_text(text, "test", self.column) for text in self.texts))
+        texts = []
+        for name in self.texts:
+            with text_errors(name):
+                texts.append(read_text(name, "test", self.column))
+        return self._evaluation(tuple(texts))
 
     def _evaluation(self, texts: tuple[TextSource, ...]) -> Evaluation:
         return Evaluation(

@@ -14,7 +14,7 @@ from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.files.loading import LoadedModel
 from hf_mamba_prune.files.origin import Origin
 from hf_mamba_prune.files.saving import amended, check_output, whole_folder, write_checkpoint
-from hf_mamba_prune.job.choices import TRAINING_LENGTH, EvaluationChoice, ModelChoice, RecoveryChoice
+from hf_mamba_prune.job.choices import TRAINING_LENGTH, EvaluationChoice, ModelChoice, RecoveryChoice, text_errors
 from hf_mamba_prune.measure.evaluation import Evaluation
 from hf_mamba_prune.measure.speed import compare_speeds
 from hf_mamba_prune.packed.checkpoint import write_packed_model
@@ -108,8 +108,8 @@ class PruningJob:
         plan = plan or self.plan()
         push = self.push and self.push.addressed(default_output(self.model.source, self.config).name)
         tokenizer = self.model.read_tokenizer()
+        evaluation = self.evaluation.read()  # first: a default that cannot be had is the commonest fault
         calibration, recovery = self._read_texts(tokenizer)
-        evaluation = self.evaluation.read()
         evaluation.check(tokenizer)
         return PreparedJob(
             job=replace(self, push=push),
@@ -125,7 +125,8 @@ class PruningJob:
         calibration, training = None, None
         name, seed = self.calibration_text(), self.config.seed
         if name is not None:
-            calibration = read_text(name, "train", self.column)
+            with text_errors(name):
+                calibration = read_text(name, "train", self.column)
             sample_sequences(calibration, tokenizer, 1, self.config.calibration_length, seed)
         elif reads_calibration(self.config, self.recovery is not None and self.recovery.gradual):
             raise ValueError("scores and reconstruction are measured on data: give --calibration.")

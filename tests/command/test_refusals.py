@@ -79,7 +79,7 @@ WRONG = {
     "output that is not ours": (("--output", "full", "--overwrite"), "not a result of this tool"),
     "output that is a file": (("--output", "text.txt"), "is not a folder"),
     "tokenizer": (("--tokenizer", "wordless"), "no usable tokenizer"),
-    "hours": (("--max-hours", "1e-9"), "more than the limit of 1e-09"),
+    "hours": (("--max-hours", "1e-9"), "more than the limit of 3.6e-06 seconds"),
 }
 
 
