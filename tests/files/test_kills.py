@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from os import environ, kill
 from pathlib import Path
 
@@ -92,7 +93,8 @@ class Runs:
         pid = int(self._read())
         if number is not None:
             time.sleep(moment)
-            kill(pid, number)
+            with suppress(ProcessLookupError):  # it has ended
+                kill(pid, number)
         return int(self._read())
 
     def seconds(self, arguments: tuple[str, ...]) -> float:
