@@ -21,6 +21,7 @@ from training_cases import environment
 from transformers import AutoModelForCausalLM
 
 from hf_mamba_prune import PruningReport, native
+from hf_mamba_prune.packed.checkpoint import load_packed
 
 TEXT = "the cat in the hat sat on the mat and then it ran in a line\n" * 200
 RUN = (
@@ -135,7 +136,7 @@ def check_whole(folder: Path) -> str:
     assert sum(int((weight == 0).sum()) for weight in model.parameters()) == report.sparsity.model.zeros
     assert not report.warnings and (folder / "README.md").is_file() and (folder / "figures/quality.png").is_file()
     if (folder / "packed").is_dir():
-        packed = AutoModelForCausalLM.from_pretrained(folder / "packed", unpack=True).state_dict()
+        packed = load_packed(folder / "packed", unpack=True).state_dict()
         assert (
             all(torch.isfinite(weight).all() for weight in packed.values())
             and packed.keys() == model.state_dict().keys()

@@ -21,7 +21,7 @@ from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.files.saving import check_output, round_to, whole_folder, write_checkpoint
 from hf_mamba_prune.masks.scores import build_score
 from hf_mamba_prune.models.targets import find_targets
-from hf_mamba_prune.packed import write_packed_model
+from hf_mamba_prune.packed.checkpoint import write_packed_model
 from hf_mamba_prune.report import REPORT_NAME
 
 CONFIG = PruningConfig(sparsity=0.5, score="magnitude")
