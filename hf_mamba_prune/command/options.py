@@ -156,7 +156,13 @@ Values = Annotated[
 Pack = Annotated[bool, _option(OUTPUT, "--pack", help="Write a packed checkpoint into packed/ too, and measure it.")]
 PackedOutput = Annotated[
     Path | None,
-    _option(OUTPUT, "--output", "-o", help="Folder to write. Default: packed in the model's.", show_default=False),
+    _option(
+        OUTPUT,
+        "--output",
+        "-o",
+        help="Folder to write. Default: packed/ in a result of this tool, else <model>-packed here.",
+        show_default=False,
+    ),
 ]
 DenseOutput = Annotated[Path, _option(OUTPUT, "--output", "-o", help="Folder to write.")]
 

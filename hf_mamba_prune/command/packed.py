@@ -26,13 +26,14 @@ from hf_mamba_prune.measure.speed import TokenClock, compare_speeds, file_bytes
 from hf_mamba_prune.packed.checkpoint import is_packed, load_packed, write_packed_model
 from hf_mamba_prune.packed.modules import packed_modules
 from hf_mamba_prune.publish.escapes import for_terminal
+from hf_mamba_prune.report import REPORT_NAME
 from hf_mamba_prune.texts.sequences import check_ids
 
 
 def pack(wanted: PackOptions, shown: OutputOptions) -> None:
     """Write a model in packed form."""
     model = wanted.model
-    folder = wanted.output or (Path(model) / "packed" if Path(model).is_dir() else Path(f"{Path(model).name}-packed"))
+    folder = wanted.output or _default_output(Path(model))
     check_output(folder, wanted.overwrite, "config.json")
     if folder.is_dir() and any(folder.iterdir()) and not is_packed(folder):
         raise ValueError(f"{folder} holds a model that is not packed: not overwritten.")
@@ -48,11 +49,21 @@ def pack(wanted: PackOptions, shown: OutputOptions) -> None:
         with whole_folder(folder, wanted.overwrite) as temporary:
             write_packed_model(temporary, loaded.model, loaded.tokenizer, loaded.saved_dtype, wanted.values)
         dense = sum(p.numel() for p in loaded.model.parameters()) * loaded.saved_dtype.itemsize
+        zeros = sum(int((p == 0).sum()) for p in loaded.model.parameters())
         packed = file_bytes(folder)
         if shown.as_json:
-            print_json({"dense_bytes": dense, "packed_bytes": packed, "output": str(folder)})
+            print_json({"dense_bytes": dense, "packed_bytes": packed, "zeros": zeros, "output": str(folder)})
         else:
             tables.show_packed(console, folder, dense, packed)
+            if zeros == 0:
+                console.print(
+                    "No weight of this model is zero, so that packing has nothing to leave out: prune first."
+                )
+
+
+def _default_output(model: Path) -> Path:
+    """Beside the weights in a result of this tool, which has a place for it; never in another's folder."""
+    return model / "packed" if (model / REPORT_NAME).is_file() else Path(f"{model.name or 'model'}-packed")
 
 
 def unpack(model: str, output: Path, revision: str | None) -> None:

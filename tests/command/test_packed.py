@@ -35,17 +35,36 @@ def place(tmp_path, monkeypatch) -> Path:
 
 
 def test_pack_and_unpack_give_the_same_weights(place, capsys):
-    assert run("pack", "model", "--json") == 0
+    assert run("pack", "model", "--output", "model/packed", "--json") == 0
     sizes = json.loads(capsys.readouterr().out)
     assert sizes["output"] == "model/packed"
     assert sizes["packed_bytes"] < 0.8 * sizes["dense_bytes"]
-    assert run("pack", "model") == 2
+    assert run("pack", "model", "--output", "model/packed") == 2
     assert "not empty" in capsys.readouterr().err
-    assert run("pack", "model", "--overwrite") == 0
+    assert run("pack", "model", "--output", "model/packed", "--overwrite") == 0
     assert run("unpack", "model/packed", "--output", "again") == 0
     first, second = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in ("model", "again"))
     assert first.keys() == second.keys()
     assert all(torch.equal(weight, second[name]) for name, weight in first.items())
+
+
+def test_the_folder_of_another_stays_as_it_is_and_that_of_a_result_takes_its_packed_form(place, capsys):
+    before = sorted(Path("model").iterdir())
+    assert run("pack", "model") == 0
+    said = capsys.readouterr().out
+    assert is_packed(Path("model-packed")) and "is zero" not in said and sorted(Path("model").iterdir()) == before
+    Path("model/report.json").write_text("{}", encoding="utf-8")
+    assert run("pack", "model", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["output"] == "model/packed"
+
+
+def test_a_model_without_zeros_is_packed_with_a_remark(place, capsys):
+    build_model("mamba").save_pretrained("dense")
+    build_tokenizer().save_pretrained("dense")
+    assert run("pack", "dense") == 0
+    assert "No weight of this model is zero" in " ".join(capsys.readouterr().out.split())
+    assert run("pack", "dense", "--output", "again", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["zeros"] == 0
 
 
 def test_int8_is_smaller_and_another_value_is_refused(place, capsys):
@@ -79,7 +98,7 @@ def test_a_damaged_checkpoint_ends_in_one_line(place, capsys):
 
 
 def test_generate_writes_text_and_its_speed(place, capsys):
-    assert run("pack", "model", "--quiet") == 0
+    assert run("pack", "model", "--output", "model/packed", "--quiet") == 0
     shown = {}
     for name, more in {"packed": (), "dense": ("--dense",)}.items():
         assert run("generate", "model", "the cat", "-n", "8", "--threads", str(torch.get_num_threads()), *more) == 0
@@ -95,7 +114,7 @@ def test_generate_writes_text_and_its_speed(place, capsys):
 
 
 def test_a_packed_model_is_evaluated_and_described_like_its_dense_one(place, capsys):
-    assert run("pack", "model", "--quiet") == 0
+    assert run("pack", "model", "--output", "model/packed", "--quiet") == 0
     found = []
     for source in ("model", "model/packed"):
         assert run("evaluate", source, "--eval", "text.txt", "--window", "32", "--json") == 0

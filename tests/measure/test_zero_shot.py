@@ -96,7 +96,7 @@ def test_tasks_alone_need_no_text(files, capsys):
 
 
 def test_a_packed_model_is_asked_too(files, capsys):
-    assert run("pack", "model", "--quiet") == 0
+    assert run("pack", "model", "--output", "model/packed", "--quiet") == 0
     for model in ("model", "model/packed"):
         assert run("evaluate", model, "--eval", "text.txt", "--window", "64", "--tasks", "words.jsonl", "--json") == 0
     dense, packed = capsys.readouterr().out.split("\n}\n")[:2]
