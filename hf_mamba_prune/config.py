@@ -111,8 +111,8 @@ class PruningConfig:
             own = 1 - n_of_m[0] / n_of_m[1]
             if sparsity is not None and not math.isclose(sparsity, own, abs_tol=1e-9):
                 raise ValueError(
-                    f"pattern {self.pattern} means a sparsity of {own:.4g}, as it keeps {n_of_m[0]} of every "
-                    f"{n_of_m[1]} weights, but sparsity is {sparsity}: leave the sparsity out, or the pattern."
+                    f"pattern {self.pattern} means a sparsity of {own:.4g}, but sparsity is {sparsity}: it keeps "
+                    f"{n_of_m[0]} of every {n_of_m[1]} weights, so leave the sparsity out, or the pattern."
                 )
             if allocation not in (None, "uniform") or self.component_sparsity:
                 raise ValueError(f"pattern {self.pattern} fixes every row: only allocation 'uniform' goes with it.")

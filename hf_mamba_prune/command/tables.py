@@ -193,7 +193,8 @@ def show_speeds(
         saved: type of the dense file. Where it was run as another, its size is that of this other type: beside packed
             weights it would look larger by what the type alone makes.
     """
-    table = _table("tokens a second", "run as", "file, MB", "memory, MB", "prefill", "decode")
+    columns = ("tokens a second", "run as", "file, MB", "memory, MB", "prefill", "decode")
+    table = _table(*columns)
     for speed in speeds:
         cells = (
             speed.name,

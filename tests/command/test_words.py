@@ -45,7 +45,7 @@ WORDS = {
     "negative hours": (("model", "--max-hours=-1"), "--max-hours is -1; expected hours above 0"),
     "pattern": (
         ("model", "--pattern", "2:4", "--sparsity", "0.7"),
-        "as it keeps 2 of every 4 weights, but sparsity is 0.7: leave the sparsity out, or the pattern.",
+        "but sparsity is 0.7: it keeps 2 of every 4 weights, so leave the sparsity out, or the pattern.",
     ),
     "twice": (
         ("model", "--component-sparsity", "out_proj=0.5", "--component-sparsity", "out_proj =0.6"),
