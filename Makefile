@@ -26,7 +26,7 @@ demo: $(DEMO)
 	$(BIN)/hf-mamba-prune demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
