@@ -163,17 +163,25 @@ def one_kill(runs: Runs, kind: str, moment: float, number: int, overwrite: bool)
 
 
 def kills(runs: Runs, kinds: tuple[str, ...], count: int, seed: int) -> dict[str, int]:
-    """Kill runs of all kinds, by each signal in turn, at random moments; how many came how far."""
+    """Kill runs of all kinds, by each signal in turn, at random moments; how many came how far.
+
+    A run that ended before its signal came does not count.
+    """
     runs.run((*RUN, "--sparsity", OLD))
     shutil.move(runs.place / "out", runs.place.parent / "old")
     durations = {}
     for kind in kinds:
         durations[kind] = runs.seconds((*RUN, *KINDS[kind], "--sparsity", NEW, "--overwrite"))
     draw, came = random.Random(seed), dict[str, int]()
-    for turn in range(count):
+    turn = 0
+    while turn < count:
         kind = kinds[turn // len(SIGNALS) % len(kinds)]
         moment = draw.uniform(0, durations[kind])
         how = one_kill(runs, kind, moment, SIGNALS[turn % len(SIGNALS)], overwrite=draw.random() < 0.5)
+        if how == "ended before":  # the machine was slower when the whole run was timed
+            durations[kind] = 0.95 * max(moment, 0.5 * durations[kind])
+            continue
+        turn += 1
         came[how] = came.get(how, 0) + 1
     shutil.rmtree(runs.place / "out", ignore_errors=True)
     assert runs.run((*RUN, "--sparsity", NEW)) == 0
@@ -191,4 +199,4 @@ def test_killed_runs_leave_nothing_broken(runs):
 def test_sixty_killed_runs_leave_nothing_broken(runs):
     came = kills(runs, tuple(KINDS), 60, seed=0)
     print(came)
-    assert sum(came.values()) == 60 and came.get("ended before", 0) < 12
+    assert sum(came.values()) == 60
