@@ -101,7 +101,9 @@ class _Holder(MatrixModule):
         name, (metadata, strict, missing, unexpected, errors) = f"{prefix}weight", rest
         others = {key: value for key, value in state_dict.items() if key != name}
         absent: list[str] = []
-        super()._load_from_state_dict(others, prefix, metadata, strict, absent, unexpected, errors)
+        super()._load_from_state_dict(
+            others, prefix, metadata, strict, missing_keys=absent, unexpected_keys=unexpected, error_msgs=errors
+        )
         missing.extend(key for key in absent if key != name or name not in state_dict)
         if name in state_dict:
             try:
