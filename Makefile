@@ -26,7 +26,7 @@ demo: $(DEMO)
 	$(BIN)/hf-mamba-prune demo
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart=0
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow

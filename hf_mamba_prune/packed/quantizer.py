@@ -10,7 +10,7 @@ from torch import nn
 from transformers.quantizers.base import HfQuantizer
 
 from hf_mamba_prune.native.lasting import keep_native
-from hf_mamba_prune.native.library import active_instruction_set, available
+from hf_mamba_prune.native.library import active_instruction_set, available, tell_if_missing
 from hf_mamba_prune.native.packed import settle
 from hf_mamba_prune.packed.blobs import BlobHead, from_blob
 from hf_mamba_prune.packed.config import METHOD, PackedConfig
@@ -61,6 +61,7 @@ class PackedQuantizer(HfQuantizer):
         if config.unpack is None:
             config.unpack = self.pre_quantized and (elsewhere or not worth_keeping_packed())
             if config.unpack and not elsewhere:
+                tell_if_missing()
                 _log.warning(
                     "packed weights are unpacked here: without AVX2 or AVX-512 kernels they would run slower than "
                     "dense ones (unpack=False keeps them packed)"
