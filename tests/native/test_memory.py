@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_mamba_prune import native
-from hf_mamba_prune.native import memory
+from hf_mamba_prune.native import memory, plug
 
 IDS = torch.arange(1, 9)[None]
 
@@ -25,6 +25,8 @@ def told(monkeypatch) -> list[bool]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(memory, "kernels", lambda: Library)
     monkeypatch.setattr(memory, "_kept", False)
+    monkeypatch.setattr(plug, "_users", {})  # models of other tests may still hold the kernels
+    monkeypatch.setattr(plug, "_stock", {})
     return calls
 
 

@@ -45,7 +45,9 @@ def said(code: str, *arguments: str) -> str:
     return run.stdout + run.stderr
 
 
-@pytest.mark.parametrize("case", ["mamba", "falcon_mamba", "mamba2"])
+@pytest.mark.parametrize(
+    "case", ["mamba", *(pytest.param(case, marks=pytest.mark.slow) for case in ("falcon_mamba", "mamba2"))]
+)
 def test_transformers_does_not_advise_other_kernels_where_these_run(case):
     found = said(USED, case, "native")
     assert "falling back" not in found and "is not installed" not in found, found
@@ -133,6 +135,7 @@ REASONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("files", "reason"), REASONS.values(), ids=REASONS)
 def test_kernels_that_are_missing_are_said_once_with_the_reason_and_what_to_do(tmp_path, files, reason):
     logged, info = missing(tmp_path, *files)

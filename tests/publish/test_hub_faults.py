@@ -45,7 +45,7 @@ WITH_XET = BOTH | {
 }
 REQUESTS = [(False, name) for name in WITHOUT_XET] + [(True, name) for name in WITH_XET]
 CASES = list(product(REQUESTS, WAYS | SHAPES))
-"""All are slow tests together; the fast ones are those in which each request and each way comes."""
+"""All are slow tests together; the fast ones are every twenty-fourth."""
 
 HARMLESS = {
     *product(["card"], ["{}"]),  # nothing is said against it
@@ -76,7 +76,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("xet", "name", "way"),
     [
-        pytest.param(*request, way, marks=[] if (at + at // len(WAYS | SHAPES)) % 12 == 5 else pytest.mark.slow)
+        pytest.param(*request, way, marks=[] if (at + at // len(WAYS | SHAPES)) % 24 == 5 else pytest.mark.slow)
         for at, (request, way) in enumerate(CASES)
     ],
 )

@@ -78,7 +78,9 @@ def shrink(monkeypatch, name: str) -> None:
     monkeypatch.setitem(listops.SIZES, "small", ((24, 96), {"train": 60, "val": 8, "test": 8}))
 
 
-@pytest.mark.parametrize("name", TINY.values())
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "wikitext103" else name for name in TINY.values()]
+)
 def test_train_prune_recover_evaluate_save_and_load(data, tmp_path, monkeypatch, capsys, name):
     shrink(monkeypatch, name)
     command = ("reproduce", name, "--data", str(data), "--output", str(tmp_path), "--seeds", "1", "--quiet")

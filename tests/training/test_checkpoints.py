@@ -70,7 +70,9 @@ def whole(tmp_path_factory) -> tuple[Path, str]:
     return folder, weights_sha256(trainer.model)
 
 
-@pytest.mark.parametrize("moment", ["weights", "optimizer", "state"])
+@pytest.mark.parametrize(
+    "moment", ["weights", *(pytest.param(moment, marks=pytest.mark.slow) for moment in ("optimizer", "state"))]
+)
 def test_a_killed_training_leaves_whole_checkpoints_alone_and_ends_as_if_it_had_not_been(tmp_path, whole, moment):
     command = [sys.executable, "-c", KILLED, str(tmp_path), moment]
     done = subprocess.run(command, timeout=200, env=environment(), capture_output=True)

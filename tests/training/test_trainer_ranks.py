@@ -46,6 +46,7 @@ def test_ranks_agree_to_the_bit_and_with_one_process(tmp_path, one, ranks):
     assert same_bits(found[0]["masks"], one["masks"]) >= 0.999
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, one):
     command = [sys.executable, str(SCRIPT), str(tmp_path), "4"]
     killed = subprocess.Popen([*command, "slowly"], env=environment(), stdout=subprocess.DEVNULL)
