@@ -9,7 +9,9 @@ import torch
 from tiny_models import ARCHITECTURE_CASES, VOCABULARY, build_model, build_tokenizer
 
 from hf_mamba_prune import native
+from hf_mamba_prune.native.codes import LEVELS, WIDTHS, Grid, encode_matrix, encode_planes, levels_of
 from hf_mamba_prune.packed.checkpoint import load_packed, write_packed_model
+from hf_mamba_prune.packed.tensors import PackedTensor, pack_bits
 
 CASES = pytest.mark.parametrize("case", ARCHITECTURE_CASES)
 needs_kernels = pytest.mark.skipif(not native.available(), reason="the kernels are not built or switched off")
@@ -49,3 +51,31 @@ def token_by_token(model, ids: torch.Tensor, start: int) -> torch.Tensor:
     cache = model(ids[:, :start], use_cache=True).cache_params
     steps = [model(ids[:, t : t + 1], cache_params=cache, use_cache=True).logits for t in range(start, ids.shape[1])]
     return torch.cat(steps, dim=1)
+
+
+def coded_tensor(shape: tuple[int, int], bits: int | str, masked: bool, seed: int = 0):
+    """A random weight in codes, `mixed` widths or one, and what it stands for, (out, in) float32."""
+    generator = torch.Generator().manual_seed(seed)
+    rows, columns = shape
+    keep = torch.rand(shape, generator=generator) < 0.5 if masked else torch.ones(shape, dtype=torch.bool)
+    widths = torch.arange(rows) % len(WIDTHS) if bits == "mixed" else torch.full((rows,), int(bits))
+    codes = (torch.randint(0, 64, shape, generator=generator) % (1 << widths)[:, None]).to(torch.uint8)
+    levels = torch.randint(-32, 32, (LEVELS,), generator=generator).to(torch.int8)
+    scales = (torch.rand(rows, generator=generator) + 0.5).bfloat16()
+    column_scales = (torch.rand(columns, generator=generator) + 0.5).bfloat16()
+    weight = torch.zeros(shape)
+    for width in set(widths.tolist()) - {0}:
+        own = widths == width
+        weight[own] = levels_of(codes[own], width, levels).float()
+    weight = weight * keep * scales.float()[:, None] * column_scales.float()
+    own_widths = None if masked else widths.to(torch.uint8)
+    packed = PackedTensor(
+        shape=shape,
+        dtype="float32",
+        coding=f"int{bits}" if masked else "mixed",
+        mask=pack_bits(keep) if masked else None,
+        values=encode_planes(codes[keep], int(bits)) if masked else encode_matrix(codes, widths.to(torch.uint8)),
+        scales=scales,
+        grid=Grid(levels=levels, column_scales=column_scales, bits=own_widths),
+    )
+    return packed, weight

@@ -24,13 +24,16 @@ ISA_VARIABLE = "HF_MAMBA_PRUNE_ISA"
 
 CODES: dict[torch.dtype, int] = {}
 """What the kernels call the types of values; empty where they are not built."""
+CODINGS: dict[str, int] = {}
+"""The same by name, with codings that are no type of torch's."""
 
 MAX_BATCH, READABLE_BYTES = 8, 64
 """Vectors that one call multiplies, and bytes that the kernels may read behind the last value of a matrix. The twins,
 where no kernels are built, keep to the same."""
 
 if _kernels is not None:
-    CODES = {getattr(torch, name): code for name, code in _kernels.CODINGS.items()}
+    CODINGS = dict(_kernels.CODINGS)
+    CODES = {getattr(torch, name): CODINGS[name] for name in ("float32", "bfloat16", "float16", "int8")}
     MAX_BATCH, READABLE_BYTES = _kernels.MAX_BATCH, _kernels.READABLE_BYTES
 
 _HERE = Path(__file__).parent

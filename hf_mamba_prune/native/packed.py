@@ -8,8 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from hf_mamba_prune.native.codes import Grid, bytes_of_rows, decode_matrix, decode_planes, levels_of, plane_bytes
 from hf_mamba_prune.native.library import (
     CODES,
+    CODINGS,
     READABLE_BYTES,
     active_instruction_set,
     available,
@@ -29,9 +31,12 @@ class PackedMatrix:
     Args:
         shape: (rows, columns).
         mask: uint8 (rows, bytes), bit = column, 1 = kept, bytes at least ceil(columns / 8); None: all are held.
-        values: the kept values row by row: float32, bfloat16, float16, or int8. Used as they are where as many bytes
-            of the same memory follow them as `READABLE_BYTES`.
-        scales: float32 (rows,) with int8.
+        values: the kept values row by row: float32, bfloat16, float16, or int8; or uint8, codes of a few bits as
+            `native.codes` lays them out. Used as they are where as many bytes of the same memory follow them as
+            `READABLE_BYTES`.
+        scales: float (rows,) with int8 and codes.
+        coding: name of the coding of codes, `mixed` or `int1` to `int4` under masks; None: that of the values' type.
+        grid: what codes stand for.
 
     Raises:
         ValueError: it keeps more weights than the kernels count, or its parts do not fit each other.
@@ -48,33 +53,54 @@ class PackedMatrix:
         mask: torch.Tensor | None,
         values: torch.Tensor,
         scales: torch.Tensor | None = None,
+        coding: str | None = None,
+        grid: Grid | None = None,
     ) -> None:
         rows, columns = shape
-        self.shape = shape
+        self.shape, self.grid = shape, grid
+        self.coding = coding or str(values.dtype).removeprefix("torch.")
         self.count = values.numel()
         if mask is not None and self.count > _MOST_VALUES:
             raise ValueError(
                 f"a matrix {shape} keeps {self.count:,} weights; the kernels count up to {_MOST_VALUES:,}"
             )
         self._values = _with_room(values)
-        self.scales = scales
+        self.scales = None if scales is None else scales.float()
         self._masks, self._starts = None, None
+        self._row_starts: torch.Tensor | None = None
         expected = rows * columns
         if mask is not None:
             self._masks = _by_words(mask, columns)
             ends = torch.cumsum(bits_of_rows(self._masks.view(torch.uint8)), 0)
             expected = int(ends[-1]) if rows else 0
             self._starts = torch.cat([ends.new_zeros(1), ends[:-1]]).to(torch.int32)
+        self.kept = expected
+        if grid is not None:
+            expected = self._bytes_of_codes(grid)
         if self.count != expected:
             raise ValueError(f"a matrix {shape} has {self.count:,} values, expected {expected:,}")
         self._point()
+
+    def _bytes_of_codes(self, grid: Grid) -> int:
+        """Bytes that the codes must have; float copies of the scales are made on the way."""
+        columns = grid.column_scales
+        self.grid = Grid(
+            levels=grid.levels, column_scales=None if columns is None else columns.float(), bits=grid.bits
+        )
+        if grid.bits is None:
+            return int(self.coding.removeprefix("int")) * plane_bytes(self.kept)
+        ends = torch.cumsum(bytes_of_rows(self.shape[1], grid.bits), 0)
+        self._row_starts = torch.cat([ends.new_zeros(1), ends])[: len(grid.bits)].contiguous()
+        return int(ends[-1]) if len(ends) else 0
 
     @classmethod
     def dense(cls, weight: torch.Tensor) -> PackedMatrix:
         """Of a weight (rows, columns), contiguous, in one of the float types: its memory as it is."""
         matrix = cls.__new__(cls)
         matrix.shape, matrix.count = (weight.shape[0], weight.shape[1]), weight.numel()
-        matrix._values, matrix.scales, matrix._masks, matrix._starts = weight.view(-1), None, None, None
+        matrix.coding, matrix.grid, matrix.kept = str(weight.dtype).removeprefix("torch."), None, matrix.count
+        matrix._values, matrix.scales = weight.view(-1), None
+        matrix._masks, matrix._starts, matrix._row_starts = None, None, None
         matrix._point()
         return matrix
 
@@ -85,12 +111,24 @@ class PackedMatrix:
             self.handle = kernels().Matrix(
                 rows=rows,
                 columns=columns,
-                coding=CODES[self.dtype],
+                coding=CODINGS[self.coding],
                 masks=buffer(self._masks),
                 values=buffer(self._values),
                 starts=buffer(self._starts),
                 scales=buffer(self.scales),
+                **self._grid_buffers(),
             )
+
+    def _grid_buffers(self) -> dict[str, Any]:
+        grid = self.grid
+        if grid is None:
+            return {}
+        return {
+            "levels": buffer(grid.levels),
+            "column_scales": buffer(grid.column_scales),
+            "row_bits": buffer(grid.bits),
+            "row_starts": buffer(self._row_starts),
+        }
 
     @property
     def dtype(self) -> torch.dtype:
@@ -110,7 +148,9 @@ class PackedMatrix:
     @property
     def bytes(self) -> int:
         """Memory that it takes."""
-        parts = (self._values, self._masks, self._starts, self.scales)
+        parts = [self._values, self._masks, self._starts, self.scales, self._row_starts]
+        if self.grid is not None:
+            parts += [self.grid.levels, self.grid.column_scales, self.grid.bits]
         return sum(part.numel() * part.element_size() for part in parts if part is not None)
 
     def multiply(self, vectors: torch.Tensor) -> torch.Tensor:
@@ -118,7 +158,7 @@ class PackedMatrix:
 
         Args:
             vectors: (b, columns), b at most `MAX_BATCH`; float32. AVX2 and AVX-512 round them to int8, in groups of
-                256, where the weights are int8.
+                256, where the weights are int8 or codes.
 
         Returns:
             (b, rows) float32.
@@ -184,14 +224,26 @@ class PackedMatrix:
 
     def _unpacked(self, chosen: slice | torch.Tensor) -> torch.Tensor:
         """The twin: float32 rows."""
+        weight = self.levels()[chosen].float()
+        if self.scales is not None:
+            weight = weight * self.scales[chosen][:, None]
+        columns = None if self.grid is None else self.grid.column_scales
+        return weight if columns is None else weight * columns
+
+    def levels(self) -> torch.Tensor:
+        """(rows, columns): the values or levels at their places, before any scale, and 0 where nothing is kept."""
+        grid = self.grid
+        if grid is not None and grid.bits is not None:
+            return decode_matrix(self.shape, self.values, grid)
         if self._masks is None:
-            weight = self.values.view(self.shape)[chosen].float()
-        else:
-            kept = kept_of(self._masks.view(torch.uint8), self.shape[1])
-            weight = torch.zeros(self.shape)
-            weight[kept] = self.values.float()
-            weight = weight[chosen]
-        return weight * self.scales[chosen][:, None] if self.scales is not None else weight
+            return self.values.view(self.shape)
+        values = self.values
+        if grid is not None:
+            bits = int(self.coding.removeprefix("int"))
+            values = levels_of(decode_planes(values, bits, self.kept), bits, grid.levels)
+        weight = torch.zeros(self.shape, dtype=values.dtype)
+        weight[kept_of(self._masks.view(torch.uint8), self.shape[1])] = values
+        return weight
 
 
 def _with_room(values: torch.Tensor) -> torch.Tensor:

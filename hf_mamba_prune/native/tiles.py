@@ -18,7 +18,7 @@ _scratch = threading.local()
 
 def product_dtype(values: torch.dtype) -> torch.dtype:
     """In which products with many tokens are made: bfloat16 where values hold no more and the CPU multiplies it."""
-    narrow = values in (torch.bfloat16, torch.int8)
+    narrow = values in (torch.bfloat16, torch.int8, torch.uint8)
     return torch.bfloat16 if narrow and torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 

@@ -1,8 +1,12 @@
 """A packed weight as one run of bytes: what a checkpoint holds under the weight's name, and modules compute on.
 
-    head    64 bytes: magic, codes of dtype and coding, whether there is a mask, rows, columns, count of values
+    head    64 bytes: magic, numbers of dtype and coding, whether there are a mask and scales of columns, rows,
+            columns, count of values
     mask    uint64 (rows, ceil(columns / 64)), little endian, bit = column, 1 = kept
-    scales  float32 (rows,), with int8
+    scales  (rows,): float32 with int8, bfloat16 with codes
+    columns bfloat16 (columns,): scales of codes
+    levels  int8 (30,): with codes
+    bits    uint8 (rows,): widths of mixed codes
     values  the kept values row by row, then as many zeros as the kernels may read behind them
 
 Each part begins at a multiple of 64 bytes. The head alone says how long the whole is.
@@ -15,13 +19,14 @@ from dataclasses import dataclass
 
 import torch
 
+from hf_mamba_prune.native.codes import LEVELS, Grid
 from hf_mamba_prune.native.packed import READABLE_BYTES
-from hf_mamba_prune.packed.tensors import CODINGS, DTYPES, VALUES, PackedTensor, check_tensor
+from hf_mamba_prune.packed.tensors import CODINGS, DTYPES, SCALES, VALUES, PackedTensor, check_tensor
 
 MAGIC = b"HMPpack2"
 HEAD_BYTES = 64
 
-_HEAD = struct.Struct("<8sBBBxIqqq24x")
+_HEAD = struct.Struct("<8sBBBBIqqq24x")
 _LINE = 64
 _MOST = 1 << 40
 """Rows, columns and values beyond it are no weight's, and their products would not fit 64 bits."""
@@ -35,6 +40,7 @@ class BlobHead:
         shape: (out, in).
         dtype, coding: names of `DTYPES` and `CODINGS`.
         masked: whether there is a mask.
+        columns_scaled: whether codes have scales of columns.
         count: of the values.
     """
 
@@ -42,21 +48,33 @@ class BlobHead:
     dtype: str
     coding: str
     masked: bool
+    columns_scaled: bool = False
     count: int
 
-    def lengths(self) -> tuple[int, int, int]:
-        """Bytes of mask, scales and values, without what fills them up to the next part."""
-        rows, columns = self.shape
-        mask = rows * (-(-columns // 64) * 8) if self.masked else 0
-        return mask, rows * 4 if self.coding == "int8" else 0, self.count * VALUES[self.coding].itemsize
+    @property
+    def coded(self) -> bool:
+        """Whether the values are codes."""
+        return self.coding in SCALES and self.coding != "int8"
 
-    def starts(self) -> tuple[int, int, int, int]:
-        """Where mask, scales and values begin, and where the blob ends."""
-        mask, scales, values = self.lengths()
-        first = HEAD_BYTES
-        second = first + _lines(mask)
-        third = second + _lines(scales)
-        return first, second, third, third + _lines(values + READABLE_BYTES)
+    def lengths(self) -> tuple[int, ...]:
+        """Bytes of mask, scales, scales of columns, levels, widths and values, without what fills them up."""
+        rows, columns = self.shape
+        return (
+            rows * (-(-columns // 64) * 8) if self.masked else 0,
+            rows * SCALES[self.coding].itemsize if self.coding in SCALES else 0,
+            columns * 2 if self.columns_scaled else 0,
+            LEVELS if self.coded else 0,
+            rows if self.coding == "mixed" else 0,
+            self.count * VALUES[self.coding].itemsize,
+        )
+
+    def starts(self) -> tuple[int, ...]:
+        """Where each of them begins, and where the blob ends."""
+        *parts, values = self.lengths()
+        starts = [HEAD_BYTES]
+        for length in parts:
+            starts.append(starts[-1] + _lines(length))
+        return (*starts, starts[-1] + _lines(values + READABLE_BYTES))
 
 
 def _lines(size: int) -> int:
@@ -66,17 +84,23 @@ def _lines(size: int) -> int:
 def to_blob(packed: PackedTensor) -> torch.Tensor:
     """uint8, one dimension, of a weight whose parts fit each other."""
     check_tensor(packed)
-    count = packed.values.numel()
+    count, grid = packed.values.numel(), packed.grid
     head = BlobHead(
-        shape=packed.shape, dtype=packed.dtype, coding=packed.coding, masked=packed.mask is not None, count=count
+        shape=packed.shape,
+        dtype=packed.dtype,
+        coding=packed.coding,
+        masked=packed.mask is not None,
+        columns_scaled=grid is not None and grid.column_scales is not None,
+        count=count,
     )
-    first, second, third, end = head.starts()
+    *starts, end = head.starts()
     blob = torch.zeros(end, dtype=torch.uint8)
-    codes = list(DTYPES).index(packed.dtype), CODINGS.index(packed.coding), head.masked
+    codes = list(DTYPES).index(packed.dtype), CODINGS.index(packed.coding), head.masked, head.columns_scaled
     blob[:HEAD_BYTES] = torch.frombuffer(
         bytearray(_HEAD.pack(MAGIC, *codes, 0, *packed.shape, count)), dtype=torch.uint8
     )
-    for start, part in ((first, packed.mask), (second, packed.scales), (third, packed.values)):
+    of_grid = (None, None, None) if grid is None else (grid.column_scales, grid.levels, grid.bits)
+    for start, part in zip(starts, (packed.mask, packed.scales, *of_grid, packed.values), strict=True):
         if part is not None and part.numel():
             data = part.contiguous().view(-1).view(torch.uint8)
             blob[start : start + data.numel()] = data
@@ -95,13 +119,22 @@ def read_head(blob: torch.Tensor, length: int) -> BlobHead:
     """
     if blob.dtype != torch.uint8 or blob.dim() != 1 or blob.numel() < HEAD_BYTES:
         raise ValueError(f"it is {blob.dtype}, {tuple(blob.shape)}; a packed weight is uint8 in one row, head first")
-    magic, dtype, coding, masked, zero, rows, columns, count = _HEAD.unpack(blob[:HEAD_BYTES].numpy().tobytes())
-    known = magic == MAGIC and dtype < len(DTYPES) and coding < len(CODINGS) and masked < 2 and zero == 0
+    magic, dtype, coding, masked, scaled, zero, rows, columns, count = _HEAD.unpack(
+        blob[:HEAD_BYTES].numpy().tobytes()
+    )
+    known = magic == MAGIC and dtype < len(DTYPES) and coding < len(CODINGS) and max(masked, scaled) < 2 and zero == 0
     if not known or not all(0 <= size < _MOST for size in (rows, columns, count, rows * columns)):
         raise ValueError("its head is not that of a packed weight")
     head = BlobHead(
-        shape=(rows, columns), dtype=list(DTYPES)[dtype], coding=CODINGS[coding], masked=bool(masked), count=count
+        shape=(rows, columns),
+        dtype=list(DTYPES)[dtype],
+        coding=CODINGS[coding],
+        masked=bool(masked),
+        columns_scaled=bool(scaled),
+        count=count,
     )
+    if head.columns_scaled and not head.coded:
+        raise ValueError("its head is not that of a packed weight")
     if head.starts()[-1] != length:
         raise ValueError(f"it has {length:,} bytes, its head says {head.starts()[-1]:,}")
     return head
@@ -114,13 +147,23 @@ def from_blob(blob: torch.Tensor) -> PackedTensor:
         ValueError: it is no blob of this format.
     """
     head = read_head(blob, blob.numel())
-    rows, columns = head.shape
-    (mask, scales, values), (first, second, third, _) = head.lengths(), head.starts()
+    (rows, columns), starts = head.shape, head.starts()
+    mask, scales, column_scales, levels, bits, values = (
+        blob[start : start + length] for start, length in zip(starts[:-1], head.lengths(), strict=True)
+    )
+    grid = None
+    if head.coded:
+        grid = Grid(
+            levels=levels.view(torch.int8),
+            column_scales=column_scales.view(torch.bfloat16) if head.columns_scaled else None,
+            bits=bits if head.coding == "mixed" else None,
+        )
     return PackedTensor(
         shape=head.shape,
         dtype=head.dtype,
         coding=head.coding,
-        mask=blob[first : first + mask].view(rows, -(-columns // 64) * 8) if head.masked else None,
-        values=blob[third : third + values].view(VALUES[head.coding]),
-        scales=blob[second : second + scales].view(torch.float32) if head.coding == "int8" else None,
+        mask=mask.view(rows, -(-columns // 64) * 8) if head.masked else None,
+        values=values.view(VALUES[head.coding]),
+        scales=scales.view(SCALES[head.coding]) if head.coding in SCALES else None,
+        grid=grid,
     )

@@ -32,8 +32,7 @@ class PackedWeight(nn.Parameter):
         blob = self.detach()
         state = blob.data_ptr(), blob.numel(), 0 if self.is_inference() else self._version
         if self.__dict__.get("_state") != state:
-            packed = from_blob(blob)
-            self._matrix = PackedMatrix(packed.shape, packed.mask, packed.values, packed.scales)
+            self._matrix = from_blob(blob).matrix()
             self._state = state
         return self._matrix
 

@@ -1,4 +1,4 @@
-"""One weight in packed form: a bitmask of what is kept, and the kept values."""
+"""One weight in packed form: a bitmask of what is kept, and the kept values or the codes of their levels."""
 
 from __future__ import annotations
 
@@ -6,14 +6,20 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_mamba_prune.native.packed import bits_of_rows, kept_of
+from hf_mamba_prune.native.codes import LEVEL_OFFSET, LEVELS, WIDTHS, Grid, bytes_of_rows, plane_bytes
+from hf_mamba_prune.native.packed import PackedMatrix, bits_of_rows, kept_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-CODINGS = (*DTYPES, "int8")
-"""How values are held: as they are in one of three float types, or as int8 with one float32 scale for each row."""
+MASKED_CODES = {"int1": 1, "int2": 2, "int3": 3, "int4": 4}
+"""Bits of codes under masks."""
+CODINGS = (*DTYPES, "int8", "mixed", *MASKED_CODES)
+"""How values are held: as they are in one of three float types; as int8 with one float32 scale for each row; or as
+codes of levels, without masks in a width of each row's own (`mixed`) or under masks in one width."""
 
-VALUES = DTYPES | {"int8": torch.int8}
-"""Type of the values in each coding."""
+VALUES = DTYPES | {"int8": torch.int8} | dict.fromkeys(("mixed", *MASKED_CODES), torch.uint8)
+"""Type of the values in each coding; codes are bytes of their planes."""
+SCALES = {"int8": torch.float32} | dict.fromkeys(("mixed", *MASKED_CODES), torch.bfloat16)
+"""Type of the scales in each coding that has them."""
 
 _BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 _LEVELS = 127
@@ -28,8 +34,9 @@ class PackedTensor:
         dtype: of the weight that it stands for, a name of `DTYPES`.
         coding: of the values, a name of `CODINGS`; a float coding is that dtype, bit for bit.
         mask: uint8 (out, 8 * ceil(in / 64)), bit i of byte j is column 8 j + i, 1 = kept; None: all weights are held.
-        values: the kept values row by row, in the coding's type, one dimension.
-        scales: float32 (out,) with int8, else None.
+        values: the kept values row by row, in the coding's type, one dimension; of codes their bytes.
+        scales: (out,) in the type of `SCALES`, where the coding has them.
+        grid: what codes stand for, the scales of columns in bfloat16; None with other codings.
     """
 
     shape: tuple[int, int]
@@ -38,11 +45,14 @@ class PackedTensor:
     mask: torch.Tensor | None
     values: torch.Tensor
     scales: torch.Tensor | None = None
+    grid: Grid | None = None
 
     @property
     def bytes(self) -> int:
         """Size of all its parts."""
-        parts = (self.mask, self.values, self.scales)
+        parts = [self.mask, self.values, self.scales]
+        if self.grid is not None:
+            parts += [self.grid.levels, self.grid.column_scales, self.grid.bits]
         return sum(part.numel() * part.element_size() for part in parts if part is not None)
 
     def kept(self) -> torch.Tensor:
@@ -50,6 +60,15 @@ class PackedTensor:
         if self.mask is None:
             return torch.ones(self.shape, dtype=torch.bool)
         return kept_of(self.mask, self.shape[1])
+
+    def matrix(self) -> PackedMatrix:
+        """What the kernels compute on.
+
+        Raises:
+            ValueError: the parts do not fit each other.
+        """
+        coding = None if self.grid is None else self.coding
+        return PackedMatrix(self.shape, self.mask, self.values, self.scales, coding=coding, grid=self.grid)
 
 
 def pack_tensor(weight: torch.Tensor, coding: str | None = None) -> PackedTensor:
@@ -81,7 +100,7 @@ def pack_tensor(weight: torch.Tensor, coding: str | None = None) -> PackedTensor
         kept = weight != 0
     else:
         kept = weight.view(_BITS[weight.dtype]) != 0
-    mask: torch.Tensor | None = _pack_bits(kept)
+    mask: torch.Tensor | None = pack_bits(kept)
     values = weight[kept]
     if (
         mask is not None
@@ -101,7 +120,8 @@ def _to_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (weight.float() / steps[:, None]).round().clamp(-_LEVELS, _LEVELS).to(torch.int8), scales
 
 
-def _pack_bits(kept: torch.Tensor) -> torch.Tensor:
+def pack_bits(kept: torch.Tensor) -> torch.Tensor:
+    """uint8 (out, 8 * ceil(in / 64)) of a mask, bool (out, in)."""
     rows, columns = kept.shape
     bits = torch.zeros(rows, -(-columns // 64) * 64, dtype=torch.uint8)
     bits[:, :columns] = kept
@@ -116,6 +136,8 @@ def unpack_tensor(packed: PackedTensor) -> torch.Tensor:
         ValueError: the parts do not fit each other.
     """
     check_tensor(packed)
+    if packed.grid is not None:
+        return packed.matrix().rows(0, packed.shape[0], torch.float32).to(DTYPES[packed.dtype])
     values = packed.values
     if packed.mask is None:
         weight = values.view(packed.shape)
@@ -151,13 +173,40 @@ def check_tensor(packed: PackedTensor) -> None:
         if columns % 64 and bool(kept_of(packed.mask[:, -8:], 64)[:, columns % 64 :].any()):
             raise ValueError(f"the mask has bits beyond the last of {columns} columns")
         count = count_bits(packed.mask)
+    if packed.coding in SCALES and packed.coding != "int8":
+        count = _check_grid(packed, count)
+    elif packed.grid is not None:
+        raise ValueError(f"a grid belongs to codes, not to {packed.coding}")
     if packed.values.numel() != count:
         raise ValueError(f"there are {packed.values.numel()} values, expected {count} of a weight {packed.shape}")
-    scales = packed.scales
-    if (scales is not None) != (packed.coding == "int8"):
-        raise ValueError("scales belong to int8 and to nothing else")
-    if scales is not None and (scales.dtype != torch.float32 or tuple(scales.shape) != (rows,)):
-        raise ValueError(f"scales are {scales.dtype}, {tuple(scales.shape)}; expected torch.float32, {(rows,)}")
+    scales, dtype = packed.scales, SCALES.get(packed.coding)
+    if (scales is not None) != (dtype is not None):
+        raise ValueError(f"scales belong to {', '.join(SCALES)} and to nothing else")
+    if scales is not None and (scales.dtype != dtype or tuple(scales.shape) != (rows,)):
+        raise ValueError(f"scales are {scales.dtype}, {tuple(scales.shape)}; expected {dtype}, {(rows,)}")
+
+
+def _check_grid(packed: PackedTensor, kept: int) -> int:
+    """Refuse what does not fit; the bytes that the codes must have."""
+    (rows, columns), grid = packed.shape, packed.grid
+    if grid is None:
+        raise ValueError(f"{packed.coding} without the grid that its codes stand for")
+    levels, scales, bits = grid.levels, grid.column_scales, grid.bits
+    if levels.dtype != torch.int8 or tuple(levels.shape) != (LEVELS,):
+        raise ValueError(f"levels are {levels.dtype}, {tuple(levels.shape)}; expected torch.int8, {(LEVELS,)}")
+    if not bool(((levels >= -LEVEL_OFFSET) & (levels < LEVEL_OFFSET)).all()):
+        raise ValueError(f"levels are {levels.tolist()}; expected {-LEVEL_OFFSET} to {LEVEL_OFFSET - 1}")
+    if scales is not None and (scales.dtype != torch.bfloat16 or tuple(scales.shape) != (columns,)):
+        raise ValueError(
+            f"scales of columns are {scales.dtype}, {tuple(scales.shape)}; expected {(columns,)} bfloat16"
+        )
+    if (packed.coding == "mixed") != (bits is not None) or (packed.mask is None) != (bits is not None):
+        raise ValueError("rows of a width of their own belong to mixed codes, and masks to all others")
+    if bits is None:
+        return MASKED_CODES[packed.coding] * plane_bytes(kept)
+    if bits.dtype != torch.uint8 or tuple(bits.shape) != (rows,) or not set(bits.tolist()) <= set(WIDTHS):
+        raise ValueError(f"widths of codes are {set(bits.tolist())}; expected some of {WIDTHS}, for {rows} rows")
+    return int(bytes_of_rows(columns, bits).sum())
 
 
 def count_bits(mask: torch.Tensor) -> int:

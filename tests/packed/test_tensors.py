@@ -85,7 +85,7 @@ GOOD = pack_tensor(torch.eye(5, 13))
         (dict(mask=GOOD.mask | 128), "bits beyond the last of 13 columns"),
         (dict(shape=(5, 65)), "expected uint8, \\(5, 16\\)"),
         (dict(scales=torch.ones(5)), "scales belong to int8"),
-        (dict(coding="int4"), "coding 'int4' of dtype 'float32' is not known"),
+        (dict(coding="int5"), "coding 'int5' of dtype 'float32' is not known"),
         (
             dict(coding="int8", values=GOOD.values.to(torch.int8), scales=torch.ones(4)),
             "scales are torch.float32, \\(4,\\)",

@@ -32,11 +32,55 @@ int64_t kept_values(const PackedMatrix& m) {
   return kept;
 }
 
+// What a matrix may have beside its masks and scales.
+struct CodeBuffers {
+  const Buffer *levels, *column_scales, *row_bits, *row_starts;
+};
+
+// Bytes of the codes of a matrix without masks. Refuses rows that do not follow each other.
+int64_t bytes_of_rows(const PackedMatrix& m) {
+  int64_t bytes = 0;
+  for (int64_t row = 0; row < m.rows; ++row) {
+    const int bits = m.row_bits[row];
+    if (!known_bits(bits)) refuse("row " + std::to_string(row) + " has codes of " + std::to_string(bits) + " bits");
+    if (m.row_starts[row] != static_cast<uint64_t>(bytes)) {
+      refuse("row " + std::to_string(row) + " starts at byte " + std::to_string(m.row_starts[row]) +
+             ", those before it end at " + std::to_string(bytes));
+    }
+    bytes += m.row_bytes(bits);
+  }
+  return bytes;
+}
+
+void add_codes(PackedMatrix& m, int64_t kept, const Buffer& values, const CodeBuffers& given_buffers) {
+  const std::string name = row_of(m.coding).name;
+  const bool mixed = m.coding == Coding::kMixed;
+  m.levels = needed<int8_t>("levels", given_buffers.levels, {kLevels});
+  for (int i = 0; i < kLevels; ++i) {
+    if (m.levels[i] < -kLevelOffset || m.levels[i] >= kLevelOffset) {
+      refuse("a level is " + std::to_string(m.levels[i]) + ", expected -32 to 31");
+    }
+  }
+  m.column_scales = given<float>("column_scales", given_buffers.column_scales, {m.columns});
+  m.row_bits = given<uint8_t>("row_bits", given_buffers.row_bits, {m.rows});
+  m.row_starts = given<uint64_t>("row_starts", given_buffers.row_starts, {m.rows});
+  if ((m.masks == nullptr) != mixed || (m.row_bits != nullptr) != mixed || (m.row_starts != nullptr) != mixed) {
+    refuse(name + (mixed ? " has widths of rows and no masks" : " has masks and no widths of rows"));
+  }
+  m.plane_bytes = mixed ? 0 : (kept + 63) / 64 * 8;
+  const int64_t expected = (mixed ? bytes_of_rows(m) : m.plane_bytes * row_of(m.coding).bits) + kReadable;
+  if (values.bytes < expected) {
+    refuse("values has " + std::to_string(values.bytes) + " bytes, expected the codes of " + std::to_string(kept) +
+           " weights as " + name + " and READABLE_BYTES behind them: " + std::to_string(expected));
+  }
+}
+
 PackedMatrix matrix(int64_t rows, int64_t columns, int code, const Buffer* masks, const Buffer& values,
-                    const Buffer* starts, const Buffer* scales) {
+                    const Buffer* starts, const Buffer* scales, const CodeBuffers& own) {
   const Coding coding = coding_of(code);
   int64_t kept = product("a matrix", {rows, columns, kReadable}) / kReadable;
-  PackedMatrix m{rows, columns, coding, nullptr, reinterpret_cast<const char*>(values.address), nullptr, nullptr};
+  PackedMatrix m;
+  m.rows = rows, m.columns = columns, m.coding = coding, m.values = reinterpret_cast<const char*>(values.address);
   m.masks = given<uint64_t>("masks", masks, {rows, m.words()});
   m.starts = given<uint32_t>("starts", starts, {rows});
   m.scales = given<float>("scales", scales, {rows});
@@ -45,6 +89,13 @@ PackedMatrix matrix(int64_t rows, int64_t columns, int code, const Buffer* masks
     refuse(std::string("scales must ") + (row_of(coding).scaled ? "" : "not ") + "be given with " + row_of(coding).name);
   }
   if (m.masks != nullptr) kept = kept_values(m);
+  if (is_code(coding)) {
+    add_codes(m, kept, values, own);
+    return m;
+  }
+  if (own.levels != nullptr || own.column_scales != nullptr || own.row_bits != nullptr || own.row_starts != nullptr) {
+    refuse(std::string("levels, column_scales and widths of rows must not be given with ") + row_of(coding).name);
+  }
   // Floats of which none is left out are read one by one where a row ends, so they may be a model's own tensors.
   const bool beyond = m.masks != nullptr || row_of(coding).scaled;
   const int64_t expected = kept * value_bytes(coding) + (beyond ? kReadable : 0);
@@ -100,11 +151,13 @@ void bind_matrix(nb::module_& module) {
   nb::class_<PackedMatrix>(module, "Matrix")
       .def("__init__",
            [](PackedMatrix* self, int64_t rows, int64_t columns, int coding, const Buffer* masks, const Buffer& values,
-              const Buffer* starts, const Buffer* scales) {
+              const Buffer* starts, const Buffer* scales, const Buffer* levels, const Buffer* column_scales,
+              const Buffer* row_bits, const Buffer* row_starts) {
              const nb::gil_scoped_release release;
-             new (self) PackedMatrix(matrix(rows, columns, coding, masks, values, starts, scales));
+             new (self) PackedMatrix(matrix(rows, columns, coding, masks, values, starts, scales, {levels, column_scales, row_bits, row_starts}));
            }, nb::kw_only(), "rows"_a, "columns"_a, "coding"_a, optional("masks"), "values"_a, optional("starts"),
-           optional("scales"))
+           optional("scales"), optional("levels"), optional("column_scales"),
+           optional("row_bits"), optional("row_starts"))
       .def_ro("rows", &PackedMatrix::rows)
       .def_ro("columns", &PackedMatrix::columns)
       .def_prop_ro("coding", [](const PackedMatrix& m) { return static_cast<int>(m.coding); })

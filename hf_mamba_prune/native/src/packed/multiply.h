@@ -1,6 +1,6 @@
 // Packed matrices times a few vectors, band by band of kBand rows.
 #pragma once
-#include "packed/multiply_bytes.h"
+#include "packed/multiply_codes.h"
 #include "threads/pool.h"
 
 namespace hmp {
@@ -91,6 +91,7 @@ void band_by_words(const PackedMatrix& m, int64_t first, int count, const Vector
 
 template <bool Dense, int Batch>
 void band_of(const PackedMatrix& m, int64_t first, int count, const Vectors& v, float* sums) {
+  if (is_code(m.coding)) return band_by_codes<Batch>(m, first, count, v, sums);
 #if HMP_WIDE
   if (m.coding == Coding::kBFloat16) return band_by_words<Dense, Batch>(m, first, count, v, sums);
 #endif
@@ -102,13 +103,14 @@ void band_of(const PackedMatrix& m, int64_t first, int count, const Vectors& v, 
     case Coding::kBFloat16: return band_by_lanes<Coding::kBFloat16, Dense, Batch>(m, first, count, v, sums);
     case Coding::kFloat16: return band_by_lanes<Coding::kFloat16, Dense, Batch>(m, first, count, v, sums);
     case Coding::kInt8: return band_by_lanes<Coding::kInt8, Dense, Batch>(m, first, count, v, sums);
+    default: return;
   }
 }
 
 template <int Batch>
 void band_in_batch(const PackedMatrix& m, int64_t first, int count, const Vectors& v, float* sums) {
   (m.masks == nullptr ? band_of<true, Batch> : band_of<false, Batch>)(m, first, count, v, sums);
-  if (m.coding != Coding::kInt8) return;
+  if (m.scales == nullptr) return;
   for (int b = 0; b < Batch; ++b) {
     for (int row = 0; row < count; ++row) sums[b * kBand + row] *= m.scales[first + row];
   }
@@ -141,7 +143,7 @@ inline void product_share(const void* context, int64_t task) {
   for (int64_t b = 0; b < p.batch; ++b) {
     std::memcpy(vectors.floats + b * vectors.padded, p.vectors + b * m.columns, m.columns * sizeof(float));
   }
-  vectors.prepare(m.coding);
+  vectors.prepare(m);
   const int64_t last = (task + 1) * kBandsOfTask < bands(m) ? (task + 1) * kBandsOfTask : bands(m);
   for (int64_t band = task * kBandsOfTask; band < last; ++band) {
     float sums[kMaxBatch * kBand];

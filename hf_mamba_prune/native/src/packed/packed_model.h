@@ -19,9 +19,18 @@ struct PackedMatrix {
   const uint64_t* masks = nullptr;  // (rows, words()), bit = column, beyond the last one 0; null: every weight is kept
   const char* values = nullptr;
   const uint32_t* starts = nullptr; // (rows): index of the row's first value; null without masks
-  const float* scales = nullptr;    // (rows), int8 only
+  const float* scales = nullptr;    // (rows), integers only
+  // Of codes:
+  const int8_t* levels = nullptr;        // (kLevels): what they stand for, before the row's scale
+  const float* column_scales = nullptr;  // (columns); null: 1
+  const uint8_t* row_bits = nullptr;     // (rows): width of the row's codes, mixed only
+  const uint64_t* row_starts = nullptr;  // (rows): where the row begins in `values`, mixed only
+  int64_t plane_bytes = 0;               // of each plane of bits under masks
 
   int64_t words() const { return (columns + 63) / 64; }
+  // Columns of a word of codes: narrow matrices have narrow ones.
+  int64_t word_columns() const { return columns < 64 ? (columns + 7) / 8 * 8 : 64; }
+  int64_t row_bytes(int bits) const { return words() * word_columns() / 8 * bits; }
 };
 
 // Biases and norms are float, absent where null.

@@ -31,6 +31,40 @@ void write_row(const PackedRows& r, int64_t row, int64_t place) {
   }
 }
 
+// Levels of a few bits times the scales of row and column, in that order.
+struct RowOfCodes {
+  const PackedRows& r;
+  int64_t row, place;
+  template <int kBits, bool Dense>
+  void of() const {
+    const PackedMatrix& m = *r.matrix;
+    LevelWalker<kBits, Dense> weights(m, row);
+    for (int64_t column = 0; column < m.columns; column += 64) {
+      uint8_t bytes[64];
+      float w[64];
+      weights.next(bytes);
+      for (int i = 0; i < 64; ++i) w[i] = static_cast<float>(bytes[i] - kLevelOffset) * m.scales[row];
+      const int64_t left = smaller(m.columns - column, 64), at = place * m.columns + column;
+      for (int64_t i = 0; m.column_scales != nullptr && i < left; ++i) w[i] *= m.column_scales[column + i];
+      if (!r.bfloat16) {
+        std::memcpy(reinterpret_cast<float*>(r.out) + at, w, left * sizeof(float));
+        continue;
+      }
+      uint16_t halves[64];
+      for (int i = 0; i < 64; i += kLanes) store_bf16(halves + i, load(w + i));
+      std::memcpy(reinterpret_cast<uint16_t*>(r.out) + at, halves, left * sizeof(uint16_t));
+    }
+  }
+};
+
+inline void write_codes(const PackedRows& r, int64_t row, int64_t place) {
+  const PackedMatrix& m = *r.matrix;
+  const int bits = m.masks == nullptr ? m.row_bits[row] : row_of(m.coding).bits;
+  if (bits > 0) return with_bits(bits, m.masks == nullptr, RowOfCodes{r, row, place});
+  const int64_t bytes = r.bfloat16 ? 2 : 4;
+  std::memset(r.out + place * m.columns * bytes, 0, m.columns * bytes);
+}
+
 #if HMP_WIDE
 
 // bfloat16 as it is: nothing is converted.
@@ -83,6 +117,7 @@ inline void write_bytes(const PackedRows& r, int64_t row, int64_t place) {
 
 template <bool Dense>
 void write_row_of(const PackedRows& r, int64_t row, int64_t place) {
+  if (is_code(r.matrix->coding)) return write_codes(r, row, place);
 #if HMP_WIDE
   if (!Dense && r.bfloat16 && r.matrix->coding == Coding::kBFloat16) return write_words(r, row, place);
   if (!Dense && r.bfloat16 && r.matrix->coding == Coding::kInt8) return write_bytes(r, row, place);
@@ -92,6 +127,7 @@ void write_row_of(const PackedRows& r, int64_t row, int64_t place) {
     case Coding::kBFloat16: return write_row<Coding::kBFloat16, Dense>(r, row, place);
     case Coding::kFloat16: return write_row<Coding::kFloat16, Dense>(r, row, place);
     case Coding::kInt8: return write_row<Coding::kInt8, Dense>(r, row, place);
+    default: return;
   }
 }
 

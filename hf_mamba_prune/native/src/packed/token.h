@@ -130,7 +130,7 @@ inline void gather(const TokenStep& s, const Phase& phase, Vectors& to) {
       std::memcpy(x, a.mixed + b * m.d_inner, m.d_inner * sizeof(float));
     }
   }
-  to.prepare(matrix_of(m, phase).coding);
+  to.prepare(matrix_of(m, phase));
 }
 
 inline void gather_state(const TokenStep& s, const Phase& phase, StateInputs& to) {
@@ -153,7 +153,7 @@ inline void gather_state(const TokenStep& s, const Phase& phase, StateInputs& to
     }
     if (m.mixer_eps > 0.0f) rms_norm(small, nullptr, m.rank, m.mixer_eps, dt);
   }
-  if (!m.mamba2()) to.vectors.prepare(m.layers[phase.layer].dt_proj.coding);
+  if (!m.mamba2()) to.vectors.prepare(m.layers[phase.layer].dt_proj);
 }
 
 inline void* token_prepare(const void* context, int64_t index) {

@@ -30,7 +30,7 @@ struct Vectors {
   float* floats = nullptr;        // as they came
   float* pairs = nullptr;         // bfloat16: of each 32 floats first those of even places, then the others
   int8_t* bytes = nullptr;        // int8: floats rounded to scale * byte in groups of kGroup
-  int32_t* corrections = nullptr; // (batch, groups, 16): -128 x the sums of four bytes, as weights come with 128 added
+  int32_t* corrections = nullptr; // (batch, groups, 16): -offset x the sums of four bytes, as weights come with it added
   float* scales = nullptr;        // (batch, groups)
 
   static int64_t memory(int64_t batch, int64_t columns) { return 2 * whole_batch(batch) * whole_groups(columns); }
@@ -46,17 +46,26 @@ struct Vectors {
   HMP_INLINE void clear() { std::memset(floats, 0, batch * padded * sizeof(float)); }
 
   // Once `floats` is filled.
-  HMP_INLINE void prepare(Coding coding) {
+  HMP_INLINE void prepare(const PackedMatrix& m) {
+    const Coding coding = m.coding;
+    if (m.column_scales != nullptr) scale_columns(m.column_scales, m.columns);
 #if HMP_WIDE
     if (coding == Coding::kBFloat16) part_neighbours();
 #endif
 #if HMP_BYTES
-    if (coding == Coding::kInt8) round_to_bytes();
+    if (coding == Coding::kInt8) round_to_bytes(HMP_WIDE ? Correction::kWeights : Correction::kNone);
+    if (is_code(coding)) round_to_bytes(Correction::kLevels);
 #endif
     (void)coding;
   }
 
  private:
+  HMP_INLINE void scale_columns(const float* by, int64_t columns) {
+    for (int64_t b = 0; b < batch; ++b) {
+      float* x = floats + b * padded;
+      for (int64_t i = 0; i < columns; ++i) x[i] *= by[i];
+    }
+  }
 #if HMP_WIDE
   HMP_INLINE void part_neighbours() {
     const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
@@ -69,7 +78,9 @@ struct Vectors {
   }
 #endif
 #if HMP_BYTES
-  HMP_INLINE void round_to_bytes() {
+  enum class Correction { kNone, kWeights, kLevels };
+
+  HMP_INLINE void round_to_bytes(Correction correction) {
     for (int64_t group = 0; group < batch * padded / kGroup; ++group) {
       const float* x = floats + group * kGroup;
       Floats largest{};
@@ -79,7 +90,9 @@ struct Vectors {
       const float inverse = most > 0.0f ? 127.0f / most : 0.0f;
       int8_t* to = bytes + group * kGroup;
       for (int i = 0; i < kGroup; i += 32) round_bytes(x + i, inverse, to + i);
+      if (correction == Correction::kLevels) correct_levels(to, corrections + group * 16);
 #if HMP_WIDE
+      if (correction != Correction::kWeights) continue;
       const __m512i ones = _mm512_set1_epi8(1);
       __m512i sums = _mm512_setzero_si512();
       for (int i = 0; i < kGroup; i += 64) sums = _mm512_dpbusd_epi32(sums, ones, _mm512_loadu_si512(to + i));
@@ -87,6 +100,15 @@ struct Vectors {
       _mm512_storeu_si512(corrections + group * 16, sums);
 #endif
     }
+  }
+  // -kLevelOffset x the sums of four bytes, in 8 lanes.
+  HMP_INLINE void correct_levels(const int8_t* bytes, int32_t* to) {
+    __m256i sums = _mm256_setzero_si256();
+    for (int i = 0; i < kGroup; i += 32) {
+      const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), load_as<__m256i>(bytes + i));
+      sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(-kLevelOffset)));
+    }
+    store_as(to, sums);
   }
   // 32 floats times a factor, to the nearest whole numbers.
   HMP_INLINE void round_bytes(const float* x, float factor, int8_t* to) {

@@ -1,0 +1,210 @@
+// Weights of a few bits, 64 columns at a time: codes from their planes of bits, and the levels that they stand for.
+//
+// Without masks each row has codes of its own width, and is a run of words of 64 columns. A word is a plane of 4 bits
+// (byte l: columns l and 32 + l), of 2 (columns l, 16 + l, 32 + l, 48 + l) and of 1 (columns l, 8 + l, ... 56 + l), the
+// widest first, as far as the bits of the code need them; the first holds the lowest bits. With masks there is a plane
+// of single bits for each bit of a code, a stream over the kept weights of the whole matrix.
+#pragma once
+#include "packed/expand.h"
+
+namespace hmp {
+namespace HMP_ISA {
+
+// Where a walk over the words of a row has come to.
+struct CodePlace {
+  const uint8_t* word = nullptr;    // without masks
+  const uint64_t* masks = nullptr;  // with them
+  uint64_t next = 0;                // and the number of the next kept weight
+
+  HMP_INLINE CodePlace(const PackedMatrix& m, int64_t row) {
+    if (m.masks == nullptr) {
+      word = reinterpret_cast<const uint8_t*>(m.values) + m.row_starts[row];
+    } else {
+      masks = m.masks + row * m.words();
+      next = m.starts[row];
+    }
+  }
+};
+
+// The code of one column of an unmasked word of `width` columns.
+inline int code_at(const uint8_t* word, int bits, int64_t column, int64_t width) {
+  int code = 0, low = 0;
+  for (int plane = 4; plane > 0; plane /= 2) {
+    if ((bits & plane) == 0) continue;
+    const int64_t bytes = width * plane / 8;
+    code |= (word[column % bytes] >> column / bytes * plane & ((1 << plane) - 1)) << low;
+    low += plane;
+    word += bytes;
+  }
+  return code;
+}
+
+HMP_INLINE uint8_t level_byte(const PackedMatrix& m, int bits, int code) {
+  return static_cast<uint8_t>(levels_of(bits) == 0 ? code + kLevelOffset - (1 << bits) / 2
+                                                   : m.levels[first_level(bits) + code] + kLevelOffset);
+}
+
+// 64 levels, moved up by kLevelOffset, whatever the instruction set has. The place moves on.
+inline void next_levels(const PackedMatrix& m, int bits, CodePlace& place, uint8_t* to) {
+  std::memset(to, kLevelOffset, 64);
+  if (m.masks == nullptr) {
+    const int64_t width = m.word_columns();
+    for (int64_t column = 0; column < width; ++column) to[column] = level_byte(m, bits, code_at(place.word, bits, column, width));
+    place.word += width / 8 * bits;
+    return;
+  }
+  const uint64_t mask = *place.masks++;
+  for (int column = 0; column < 64; ++column) {
+    if ((mask >> column & 1) == 0) continue;
+    int code = 0;
+    for (int plane = 0; plane < bits; ++plane) {
+      const char* stream = m.values + plane * m.plane_bytes;
+      code |= (static_cast<uint8_t>(stream[place.next >> 3]) >> (place.next & 7) & 1) << plane;
+    }
+    to[column] = level_byte(m, bits, code);
+    ++place.next;
+  }
+}
+
+#if defined(__AVX2__)
+
+// 64 unsigned bytes: columns 0 to 31 and 32 to 63.
+struct LevelBytes {
+  __m256i low, high;
+};
+
+HMP_INLINE LevelBytes plane_of_four(const uint8_t* at) {
+  const __m256i both = load_as<__m256i>(at), mask = _mm256_set1_epi8(15);
+  return {_mm256_and_si256(both, mask), _mm256_and_si256(_mm256_srli_epi16(both, 4), mask)};
+}
+HMP_INLINE LevelBytes plane_of_two(const uint8_t* at) {
+  const __m256i all = _mm256_broadcastsi128_si256(load_as<__m128i>(at)), mask = _mm256_set1_epi8(3);
+  const __m256i first = _mm256_setr_epi32(0, 0, 0, 0, 2, 2, 2, 2), second = _mm256_setr_epi32(4, 4, 4, 4, 6, 6, 6, 6);
+  return {_mm256_and_si256(_mm256_srlv_epi32(all, first), mask), _mm256_and_si256(_mm256_srlv_epi32(all, second), mask)};
+}
+HMP_INLINE LevelBytes plane_of_one(const uint8_t* at) {
+  int64_t bytes;
+  std::memcpy(&bytes, at, 8);
+  const __m256i all = _mm256_set1_epi64x(bytes), mask = _mm256_set1_epi8(1);
+  return {_mm256_and_si256(_mm256_srlv_epi64(all, _mm256_setr_epi64x(0, 1, 2, 3)), mask),
+          _mm256_and_si256(_mm256_srlv_epi64(all, _mm256_setr_epi64x(4, 5, 6, 7)), mask)};
+}
+template <int Shift>
+HMP_INLINE LevelBytes with_higher_bits(LevelBytes a, LevelBytes b) {
+  return {_mm256_or_si256(a.low, _mm256_slli_epi16(b.low, Shift)),
+          _mm256_or_si256(a.high, _mm256_slli_epi16(b.high, Shift))};
+}
+
+template <int kBits>
+HMP_INLINE LevelBytes codes_of_word(const uint8_t* at) {
+  if constexpr (kBits == 1) return plane_of_one(at);
+  if constexpr (kBits == 2) return plane_of_two(at);
+  if constexpr (kBits == 3) return with_higher_bits<2>(plane_of_two(at), plane_of_one(at + 16));
+  if constexpr (kBits == 4) return plane_of_four(at);
+  if constexpr (kBits == 5) return with_higher_bits<4>(plane_of_four(at), plane_of_one(at + 32));
+  return with_higher_bits<4>(plane_of_four(at), plane_of_two(at + 32));
+}
+
+// Bits -> bytes of ones.
+HMP_INLINE __m256i spread_bits(uint32_t bits) {
+  const __m256i places = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3,
+                                          3, 3, 3, 3, 3, 3);
+  const __m256i own = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201u));
+  const __m256i all = _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int>(bits)), places);
+  return _mm256_cmpeq_epi8(_mm256_and_si256(all, own), own);
+}
+
+// The levels of a matrix as a shuffle reads them.
+template <int kBits, bool Dense>
+HMP_INLINE __m256i level_table(const PackedMatrix& m) {
+  uint8_t bytes[16] = {};
+  // Under masks the offset is put on after what is masked was made 0.
+  for (int i = 0; i < levels_of(kBits); ++i) bytes[i] = level_byte(m, kBits, i) ^ (Dense ? 0 : kLevelOffset);
+  return _mm256_broadcastsi128_si256(load_as<__m128i>(bytes));
+}
+
+template <int kBits>
+HMP_INLINE __m256i masked_half(const PackedMatrix& m, __m256i table, uint32_t mask, uint64_t& next) {
+  __m256i codes = _mm256_setzero_si256();
+  for (int plane = 0; plane < kBits; ++plane) {
+    uint64_t stream;
+    std::memcpy(&stream, m.values + plane * m.plane_bytes + (next >> 3), 8);
+    const uint32_t bits = _pdep_u32(static_cast<uint32_t>(stream >> (next & 7)), mask);
+    codes = _mm256_or_si256(codes, _mm256_and_si256(spread_bits(bits), _mm256_set1_epi8(static_cast<char>(1 << plane))));
+  }
+  next += static_cast<uint32_t>(__builtin_popcount(mask));
+  const __m256i levels = _mm256_and_si256(_mm256_shuffle_epi8(table, codes), spread_bits(mask));
+  return _mm256_xor_si256(levels, _mm256_set1_epi8(kLevelOffset));
+}
+
+template <int kBits, bool Dense>
+HMP_INLINE LevelBytes next_level_bytes(const PackedMatrix& m, __m256i table, CodePlace& place) {
+  if constexpr (Dense) {
+    if (m.columns < 64) {
+      uint8_t bytes[64];
+      next_levels(m, kBits, place, bytes);
+      return {load_as<__m256i>(bytes), load_as<__m256i>(bytes + 32)};
+    }
+    LevelBytes codes = codes_of_word<kBits>(place.word);
+    place.word += 8 * kBits;
+    if constexpr (levels_of(kBits) > 0) {
+      codes.low = _mm256_shuffle_epi8(table, codes.low);
+      codes.high = _mm256_shuffle_epi8(table, codes.high);
+    } else if constexpr (kBits == 5) {
+      const __m256i up = _mm256_set1_epi8(kLevelOffset - 16);
+      codes.low = _mm256_add_epi8(codes.low, up);
+      codes.high = _mm256_add_epi8(codes.high, up);
+    }
+    return codes;
+  } else {
+    const uint64_t mask = *place.masks++;
+    LevelBytes found;
+    found.low = masked_half<kBits>(m, table, static_cast<uint32_t>(mask), place.next);
+    found.high = masked_half<kBits>(m, table, static_cast<uint32_t>(mask >> 32), place.next);
+    return found;
+  }
+}
+
+#endif
+
+// Walks over the words of a row: 64 levels at a time, moved up by kLevelOffset.
+template <int kBits, bool Dense>
+struct LevelWalker {
+  const PackedMatrix& m;
+  CodePlace place;
+#if defined(__AVX2__)
+  __m256i table;
+#endif
+
+  HMP_INLINE LevelWalker(const PackedMatrix& matrix, int64_t row) : m(matrix), place(matrix, row) {
+#if defined(__AVX2__)
+    table = level_table<kBits, Dense>(m);
+#endif
+  }
+  HMP_INLINE void next(uint8_t* to) {
+#if defined(__AVX2__)
+    const LevelBytes found = next_level_bytes<kBits, Dense>(m, table, place);
+    store_as(to, found.low);
+    store_as(to + 32, found.high);
+#else
+    next_levels(m, kBits, place, to);
+#endif
+  }
+};
+
+// Calls `run` with the bits of codes, and whether there are masks, as constants; not at all with 0 bits.
+template <typename Run>
+HMP_INLINE void with_bits(int bits, bool dense, Run run) {
+  switch (bits) {
+    case 1: return dense ? run.template of<1, true>() : run.template of<1, false>();
+    case 2: return dense ? run.template of<2, true>() : run.template of<2, false>();
+    case 3: return dense ? run.template of<3, true>() : run.template of<3, false>();
+    case 4: return dense ? run.template of<4, true>() : run.template of<4, false>();
+    case 5: return run.template of<5, true>();  // there are none under masks
+    case 6: return run.template of<6, true>();
+    default: return;
+  }
+}
+
+}  // namespace HMP_ISA
+}  // namespace hmp

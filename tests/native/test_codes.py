@@ -1,0 +1,50 @@
+"""Codes of a few bits on every instruction set: rows, chosen rows and products are those of what they stand for."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from native_cases import distance, instruction_sets
+from packed_cases import coded_tensor
+
+from hf_mamba_prune import native
+from hf_mamba_prune.native.codes import decode_planes, encode_planes
+from hf_mamba_prune.packed.tensors import unpack_tensor
+
+SHAPES = ((1, 1), (7, 12), (33, 16), (16, 64), (40, 100), (70, 320))
+MASKED = (1, 2, 3, 4)
+UNMASKED = ("mixed", 0, 1, 2, 3, 4, 5, 6)
+CASES = [(bits, True) for bits in MASKED] + [(bits, False) for bits in UNMASKED]
+
+
+@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize(("bits", "masked"), CASES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rows_and_products_are_those_of_the_levels(shape, bits, masked, isa):
+    packed, weight = coded_tensor(shape, bits, masked)
+    rows, columns = shape
+    with native.force_instruction_set(isa) if native.available() else nullcontext():
+        matrix = packed.matrix()
+        assert torch.equal(matrix.rows(0, rows, torch.float32), weight)
+        assert torch.equal(matrix.rows(0, rows, torch.bfloat16), weight.bfloat16())
+        chosen = torch.tensor([rows - 1, 0, rows // 2])
+        assert torch.equal(matrix.take(chosen), weight[chosen])
+        for batch in (1, 3, 8):
+            vectors = torch.randn(batch, columns, generator=torch.Generator().manual_seed(batch))
+            terms = vectors.abs() @ weight.abs().T  # AVX2 and AVX-512 round the vectors to int8
+            assert distance(matrix.multiply(vectors), vectors @ weight.T, terms) < 0.005
+
+
+@pytest.mark.parametrize(("bits", "masked"), CASES)
+def test_the_twin_unpacks_the_same(bits, masked, monkeypatch):
+    packed, weight = coded_tensor((33, 100), bits, masked)
+    monkeypatch.setenv("HF_MAMBA_PRUNE_NATIVE", "0")
+    assert torch.equal(unpack_tensor(packed), weight)
+
+
+def test_planes_give_back_the_codes_whatever_their_count():
+    for count in (0, 1, 63, 64, 65, 1000):
+        codes = torch.randint(0, 8, (count,), generator=torch.Generator().manual_seed(count)).to(torch.uint8)
+        assert torch.equal(decode_planes(encode_planes(codes, 3), 3, count), codes)
