@@ -37,6 +37,11 @@ class PruningConfig:
 
     Args:
         sparsity: share of the prunable weights to set to zero, 0 <= sparsity < 1; default: that of `pattern`, or 0.5.
+        bits: per projection weight, codes and scales and all, 0.3 to 6.5: every row of a projection is rounded to the
+            width that serves the whole best, embeddings and head to 6 bits; None: not at all. Without a sparsity
+            nothing is pruned.
+        size: of the packed file in bytes, instead of `bits`.
+        code_bits: 1 to 4, width of the codes that the kept weights of a sparse model are rounded to, instead of both.
         pattern: `"unstructured"`, or `"N:M"` (keep N of every M neighbours in a row; sets the sparsity itself).
         score: which weight matters, one of `SCORE_NAMES`.
         allocation: where the sparsity goes, one of `ALLOCATION_NAMES`.
@@ -74,6 +79,9 @@ class PruningConfig:
 
     # None stands for a default that depends on the other fields; every field has its value once the object is made.
     sparsity: float = None  # type: ignore[assignment]
+    bits: float | None = None
+    size: int | None = None
+    code_bits: int | None = None
     pattern: str = "unstructured"
     score: str = "fisher"
     allocation: str = None  # type: ignore[assignment]
@@ -117,7 +125,9 @@ class PruningConfig:
             if allocation not in (None, "uniform") or self.component_sparsity:
                 raise ValueError(f"pattern {self.pattern} fixes every row: only allocation 'uniform' goes with it.")
             sparsity, allocation = own, "uniform"
-        object.__setattr__(self, "sparsity", float(0.5 if sparsity is None else sparsity))
+        if sparsity is None:
+            sparsity = 0.5 if self.bits is None and self.size is None else 0.0
+        object.__setattr__(self, "sparsity", float(sparsity))
         if self.steps is None:
             object.__setattr__(self, "steps", 1 if n_of_m else steps_for(self.sparsity))
         if self.ceiling is None:
@@ -178,12 +188,34 @@ class PruningConfig:
         if not (math.isfinite(self.damping) and self.damping >= 0):
             raise ValueError(f"damping is {self.damping}; expected a finite number, 0 or more.")
         self._check_training()
+        self._check_rounding()
         for name, low in (("steps", 1), ("calibration_samples", 1), ("calibration_length", 2), ("batch_size", 1)):
             value = getattr(self, name)
             if value is None and name == "steps":
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise ValueError(f"{name} is {value}; expected a whole number of at least {low}.")
+
+    def _check_rounding(self) -> None:
+        given = [name for name in ("bits", "size", "code_bits") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are two answers to one question: give one of them.")
+        for name, low, high in (("bits", 0.3, 6.5), ("code_bits", 1, 4), ("size", 1, 1 << 50)):
+            value, kind = getattr(self, name), (int, float) if name == "bits" else int
+            if value is not None and (
+                isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high
+            ):
+                raise ValueError(f"{name} is {value!r}; expected {low} to {high:g}.")
+        if given and given != ["code_bits"] and (self.sparsity or self.pattern != "unstructured"):
+            raise ValueError(
+                f"{given[0]} says how small the model becomes, and sparsity does too: leave out one of them, or round "
+                "the kept weights of a sparse model by code_bits."
+            )
+
+    @property
+    def rounds(self) -> bool:
+        """Whether weights are rounded to few bits."""
+        return self.bits is not None or self.size is not None or self.code_bits is not None
 
     def _check_training(self) -> None:
         if not 0 <= self.start < self.end <= 1:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mamba_prune import native
+from hf_mamba_prune.bits.model import round_model
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.files.origin import Origin, model_facts, shown_command
 from hf_mamba_prune.files.saving import round_to
@@ -35,6 +36,7 @@ from hf_mamba_prune.report import (
     PruningReport,
     RecoveryFacts,
     RepairFacts,
+    RoundingFacts,
     SparsityFacts,
     TaskMetrics,
 )
@@ -173,7 +175,9 @@ class ReadyToPrune:
         if self.recovery is None or not self.recovery.gradual:
             budget, repairs = _prune_in_steps(model, self.targets, self.config, self.sequences, meter)
         trained, in_training = self._train(teacher, meter)
-        round_to(model, self.origin.saved_dtype or model.dtype)
+        dtype = self.origin.saved_dtype or model.dtype
+        round_to(model, dtype)
+        rounding = self._rounded(dtype, meter)
         sparsity = _counted(zeros, model, self.config, budget or in_training)
         with meter.step("evaluate"):
             after, tasks_after = self._measured()
@@ -189,6 +193,7 @@ class ReadyToPrune:
             tasks_after=tasks_after,
             reconstruction=repairs,
             recovery=trained,
+            rounding=rounding,
             costs=meter.costs,
             versions=versions(),
             hardware=hardware(model.device, native.plugged(model)),
@@ -198,6 +203,13 @@ class ReadyToPrune:
     def _measured(self) -> tuple[tuple[LanguageMetrics, ...], tuple[TaskMetrics, ...]]:
         evaluation = self.evaluation
         return evaluation.run(self.model, self.tokenizer), evaluation.tasks.run(self.model, self.tokenizer)
+
+    def _rounded(self, dtype: torch.dtype, meter: CostMeter) -> RoundingFacts | None:
+        if not self.config.rounds or self.sequences is None:
+            return None
+        with meter.step("round"):
+            bf16 = in_bfloat16(self.config.calibration_bf16, self.model.device)
+            return round_model(self.model, self.targets, self.sequences, self.config, dtype, bf16)
 
     def _train(self, teacher: PreTrainedModel | None, meter: CostMeter) -> tuple[RecoveryFacts | None, Budget | None]:
         """Recover, and prune while doing so where that is asked for: what came of it, and the last budget then."""
@@ -246,6 +258,9 @@ def _prune_in_steps(
     curves: Curves | None = None
     repairs: tuple[RepairFacts, ...] = ()
     statistics: Statistics = {}
+    if config.sparsity == 0 and config.rounds:  # nothing to mask, and so nothing to measure
+        plain = replace(config, allocation="uniform", score="magnitude")
+        return allocate(targets, scores_of_model(model, build_score(plain), {}), plain, 0.0, None), ()
     for step in range(1, config.steps + 1):
         sparsity = sparsity_at(config.schedule, step / config.steps, config.sparsity)
         with meter.step("calibrate"):
@@ -310,6 +325,8 @@ def reads_calibration(config: PruningConfig, gradual: bool = False) -> bool:
         config: how to prune.
         gradual: in training, which reconstructs nothing, and by default measures its own gradients.
     """
+    if config.rounds:
+        return True
     needs = bool(build_score(config).needs)
     if gradual:
         return needs and config.measure == "calibration"

@@ -121,6 +121,40 @@ class SparsityFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WidthFacts:
+    """Codes of one component.
+
+    Args:
+        name: of the component.
+        weights: of all its blocks.
+        bits: per weight, scales and all.
+        rows: how many have codes of 0, 1, ... 6 bits.
+    """
+
+    name: str
+    weights: int
+    bits: float
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundingFacts:
+    """To how few bits weights were rounded.
+
+    Args:
+        bits: per projection weight: codes, masks, scales, tables and all.
+        embedding_bits: of a code of embeddings and head; None where they stay as they are.
+        expected_rise: of the loss in nats per token, as the curves of the rows foretold it.
+        components: of the projections.
+    """
+
+    bits: float
+    embedding_bits: int | None
+    expected_rise: float
+    components: tuple[WidthFacts, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class CalibrationFacts:
     """Which data the scores were measured on; `tokens_sha256` is the hash of the token ids."""
 
@@ -247,6 +281,7 @@ class PruningReport:
         tasks_after: the same of the pruned model, in the same order.
         reconstruction: of the last pruning step, one for each linear weight; empty when it is off.
         recovery: the training; None when there was none.
+        rounding: to few bits; None when there was none.
         speeds: dense and packed side by side; empty when it was not packed.
         costs: seconds and memory of every step.
         versions: of the packages that matter.
@@ -266,6 +301,7 @@ class PruningReport:
     command: str | None = None
     reconstruction: tuple[RepairFacts, ...] = ()
     recovery: RecoveryFacts | None = None
+    rounding: RoundingFacts | None = None
     speeds: tuple[SpeedFacts, ...] = ()
     tasks_before: tuple[TaskMetrics, ...] = ()
     tasks_after: tuple[TaskMetrics, ...] = ()

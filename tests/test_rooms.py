@@ -31,12 +31,13 @@ MAY_IMPORT = {
     "native": GROUND | {"models"},
     "masks": GROUND | {"models", "native"},
     "packed": GROUND | {"models", "native"},
-    "repair": GROUND | {"models", "masks"},
+    "repair": GROUND | {"models", "masks", "native"},
+    "bits": GROUND | {"models", "masks", "native", "packed", "repair"},
     "files": GROUND | {"models", "packed"},
     "measure": GROUND | {"models", "texts", "masks", "native", "packed"},
     "publish": GROUND | {"texts", "measure"},
     "training": GROUND | {"models", "texts", "masks", "native", "files", "measure", "publish"},
-    "pruning": GROUND | {"models", "texts", "masks", "native", "files", "measure", "repair", "training"},
+    "pruning": GROUND | {"models", "texts", "masks", "native", "files", "measure", "repair", "bits", "training"},
     "plan": GROUND | {"models", "texts", "masks", "measure", "pruning"},
     "job": GROUND
     | {"models", "texts", "masks", "native", "packed", "files", "measure", "publish", "training", "demo"}

@@ -83,13 +83,13 @@ def prune(
     run: g.RunOptions,
 ) -> None:
     """Prune a Mamba language model into a folder (the default command)."""
-    config = pruning.config(data)
+    config = run.rounded(pruning.config(data))
     trained = find_recipe(pruning.recipe).trained(training.recover_steps)
     _refuse_idle(trained is not None, "--recipe standard or paper", training.given())
     _refuse_idle(tasks.tasks is not None, "--tasks", {"--max-examples": tasks.max_examples})
     pushed = run.push or run.on_hub is not None
     _refuse_idle(pushed, "--push", hub.given() | {"--push-revision": run.push_revision})
-    _refuse_idle(run.pack, "--pack", {"--values": run.values != "auto"})
+    _refuse_idle(run.pack or config.rounds, "--pack", {"--values": run.values != "auto"})
     from hf_mamba_prune.command import prune as command
 
     job = command.requested(

@@ -5,7 +5,7 @@ Nothing heavy is imported here: the command shows its help and refuses wrong opt
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,8 @@ class PruningOptions:
     """How to prune."""
 
     sparsity: o.Sparsity = None
+    bits: o.Bits = None
+    size: o.Size = None
     recipe: o.Recipe = "quick"
     pattern: o.Pattern = DEFAULT.pattern
     score: o.RecipeScore = None
@@ -96,6 +98,8 @@ class PruningOptions:
         # None leaves a default to the config, which depends on its other fields.
         given: dict[str, Any] = {
             "sparsity": self.sparsity,
+            "bits": self.bits,
+            "size": o.parse_size("--size", self.size),
             "allocation": self.allocation,
             "ceiling": self.ceiling,
             "steps": self.steps,
@@ -163,6 +167,15 @@ class RunOptions:
     push_revision: o.PushBranch = None
     on_hub: o.OnHub = None
     dry_run: o.DryRun = False
+
+    def rounded(self, config: PruningConfig) -> PruningConfig:
+        """The config, with the width of codes that `--values` asks for.
+
+        Raises:
+            ValueError: a budget asks for something else.
+        """
+        width = {f"int{bits}": bits for bits in (1, 2, 3, 4)}.get(self.values)
+        return config if width is None else replace(config, code_bits=width)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,6 +39,14 @@ OptionalModel = Annotated[str | None, typer.Argument(help="Hub id or folder; wit
 Sparsity = Annotated[
     float | None,
     _option(PRUNING, "--sparsity", "-s", help="Share of the prunable weights to remove, 0 to below 1. Default: 0.5."),
+]
+Bits = Annotated[
+    float | None,
+    _option(PRUNING, "--bits", help="Bits of a projection weight, scales and all, such as 2.5: what to round it to."),
+]
+Size = Annotated[
+    str | None,
+    _option(PRUNING, "--size", help="Size of the packed file instead, such as 60MB: the best model of that size."),
 ]
 DemoSparsity = Annotated[
     float, _option(PRUNING, "--sparsity", "-s", help="Share of the prunable weights to remove, 0 to below 1.")
@@ -151,7 +160,7 @@ Debug = Annotated[bool, _option(OUTPUT, "--debug", help="Show the traceback of a
 
 Values = Annotated[
     str,
-    _option(OUTPUT, "--values", help="Of the packed weights: auto (those saved) or int8."),
+    _option(OUTPUT, "--values", help="Of the packed weights: auto (those saved), int8, or int1 to int4: rounded."),
 ]
 Pack = Annotated[bool, _option(OUTPUT, "--pack", help="Write a packed checkpoint into packed/ too, and measure it.")]
 PackedOutput = Annotated[
@@ -230,6 +239,23 @@ def parse_numbers(option: str, given: str) -> tuple[float, ...]:
         return tuple(float(number) for number in given.split(","))
     except ValueError as error:
         raise ValueError(f"{option} is {given!r}; expected sparsities with commas, like 0.3,0.5,0.7.") from error
+
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_size(option: str, given: str | None) -> int | None:
+    """ "60MB" -> 60,000,000.
+
+    Raises:
+        ValueError: not a size.
+    """
+    if given is None:
+        return None
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", given)
+    if found is None or found[2].upper() not in _UNITS:
+        raise ValueError(f"{option} is {given!r}; expected a size of a file, like 60MB or 1.5GB.")
+    return round(float(found[1]) * _UNITS[found[2].upper()])
 
 
 def parse_shares(given: list[str] | None) -> dict[str, float]:

@@ -43,7 +43,7 @@ def requested(
         overwrite=run.overwrite,
         command=line,
         recovery=choices.recovery(training, trained, texts.column),
-        pack=run.values if run.pack else None,
+        pack="rounded" if config.rounds else run.values if run.pack else None,
         push=choices.push(hub, run.push_revision, run.overwrite) if run.push else None,
     )
 

@@ -15,14 +15,17 @@ from hf_mamba_prune.models.model_config import ModelConfig
 from hf_mamba_prune.models.targets import components_of, find_targets
 from hf_mamba_prune.plan import Plan
 from hf_mamba_prune.publish.hub import POOR_RATIO
-from hf_mamba_prune.report import Count, LanguageMetrics, PruningReport, SpeedFacts, TaskMetrics
+from hf_mamba_prune.report import Count, LanguageMetrics, PruningReport, RoundingFacts, SpeedFacts, TaskMetrics
 from hf_mamba_prune.reproduce.tasks.results import Result
 
 
 def show_report(console: Console, report: PruningReport, output: Path) -> None:
     """The result of a run, and what to do next."""
     _show(console, report.model.id, _quality_table(report))
-    _show(console, "Where the zeros are", _component_table(report))
+    if report.sparsity.asked or report.rounding is None:
+        _show(console, "Where the zeros are", _component_table(report))
+    if report.rounding is not None:
+        _show(console, "Where the bits are", _width_table(report.rounding))
     if report.sparsity.at_ceiling:
         names = report.sparsity.at_ceiling
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
@@ -100,6 +103,18 @@ def _component_table(report: PruningReport) -> Table:
     table = _table("component", "weights", "zeros", "sparsity")
     for count in report.sparsity.components:
         table.add_row(_indented(count), f"{count.weights:,}", f"{count.zeros:,}", f"{count.sparsity:.1%}")
+    return table
+
+
+def _width_table(rounding: RoundingFacts) -> Table:
+    """Bits of each component, and how many of its rows have codes of which width."""
+    table = _table("component", "weights", "bits", *(f"{width}" for width in range(7)))
+    for own in rounding.components:
+        rows = (f"{count / sum(own.rows):.0%}" if count else "" for count in own.rows)
+        table.add_row(own.name, f"{own.weights:,}", f"{own.bits:.3f}", *rows)
+    table.add_row("all of them", f"{sum(own.weights for own in rounding.components):,}", f"{rounding.bits:.3f}")
+    if rounding.embedding_bits is not None:
+        table.add_row("embeddings, head", "", f"{rounding.embedding_bits}")
     return table
 
 

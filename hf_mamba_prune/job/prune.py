@@ -44,7 +44,7 @@ class PruningJob:
         overwrite: replace an earlier result of this tool.
         command: the command line that repeats the run, for the report.
         recovery: how to train after pruning; None: not at all. Its text is that of the calibration by default.
-        pack: values of a packed checkpoint in `packed/`, `auto` or `int8`; None: none is written.
+        pack: values of a packed checkpoint in `packed/`, as in `PackedConfig`; None: none is written.
         push: to the Hub, when all is done; None: not.
     """
 
@@ -252,8 +252,13 @@ def _with_speeds(report: PruningReport, output: Path, repo: str | None) -> Pruni
 
 
 def default_output(model: str, config: PruningConfig) -> Path:
-    """`state-spaces/mamba-370m` at 0.7 -> `mamba-370m-pruned-70` in the current folder."""
-    return Path(f"{Path(model).name or 'model'}-pruned-{round(100 * config.sparsity)}")
+    """`state-spaces/mamba-370m` at 0.7 -> `mamba-370m-pruned-70` in the current folder; at 2.5 bits, -2.5-bits."""
+    name = Path(model).name or "model"
+    if config.bits is not None:
+        return Path(f"{name}-{config.bits:g}-bits")
+    if config.size is not None:
+        return Path(f"{name}-{config.size / 1e6:.4g}MB")
+    return Path(f"{name}-pruned-{round(100 * config.sparsity)}")
 
 
 def demo_job(output: Path, sparsity: float) -> PruningJob:

@@ -48,6 +48,12 @@ class Target:
         """Number of weights."""
         return self.shape[0] * self.shape[1]
 
+    @property
+    def called(self) -> bool:
+        """Whether the weight's own module is called, so that its inputs and outputs pass there."""
+        own = self.name.removesuffix(".weight")
+        return self.tap is not None and self.tap.side == "input" and self.tap.module == own
+
     def weight(self, model: nn.Module) -> torch.Tensor:
         """The live weight as a view (out, in): writing to it changes the model.
 

@@ -9,15 +9,18 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from hf_mamba_prune.packed.tensors import DTYPES
 
 METHOD = "hf-mamba-prune"
-VERSION = 2
-CHOICES = ("auto", "int8")
+VERSION = 3
+READABLE = (2, 3)
+"""Versions of the format that are read: 3 added codes of a few bits."""
+CHOICES = ("auto", "int8", "rounded")
 
 
 class PackedConfig(QuantizationConfigMixin):
     """The packed form as a quantization method of transformers.
 
     Args:
-        values: of the kept weights when a dense model is packed: `auto` as they are, or `int8`, with one scale a row.
+        values: of the kept weights when a dense model is packed: `auto` as they are, `int8`, with one scale a row, or
+            `rounded`, the codes of the levels that pruning rounded them to.
         unpack: for loading. True gives the dense model, bit for bit what was packed (int8: rounded). False keeps the
             weights packed. None keeps them packed where kernels run them faster than dense ones, on a CPU.
         version: of the format.
@@ -38,7 +41,7 @@ class PackedConfig(QuantizationConfigMixin):
         quant_method: str = METHOD,
         **unknown: Any,
     ):
-        if version != VERSION:
+        if version not in READABLE:
             raise ValueError(
                 f"the checkpoint is of version {version!r} of the packed format and this is {VERSION}: install a "
                 "version of hf-mamba-prune that reads it"

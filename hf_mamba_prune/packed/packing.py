@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from hf_mamba_prune.packed.blobs import to_blob
+from hf_mamba_prune.packed.grids import grid_of
 from hf_mamba_prune.packed.modules import PackedWeight, packed_like
 from hf_mamba_prune.packed.tensors import pack_tensor
 
@@ -23,17 +24,16 @@ def pack_into(target: nn.Module, source: nn.Module, dtype: torch.dtype, values: 
         values: as in `PackedConfig`.
 
     Raises:
-        ValueError: int8 of weights that are not finite.
+        ValueError: int8 of weights that are not finite, or rounded ones that have changed since.
     """
     blobs: dict[int, PackedWeight] = {}
     for name, module in list(source.named_modules()):
         place, whole = target.get_submodule(name), isinstance(module, nn.Linear | nn.Embedding)
         if isinstance(module, nn.Linear | nn.Embedding):
             if id(module.weight) not in blobs:
-                weight = _rounded(module.weight, dtype)
-                blobs[id(module.weight)] = PackedWeight(
-                    to_blob(pack_tensor(weight, "int8" if values == "int8" else None))
-                )
+                grid = grid_of(source, f"{name}.weight") if values == "rounded" else None
+                packed = grid or pack_tensor(_rounded(module.weight, dtype), "int8" if values == "int8" else None)
+                blobs[id(module.weight)] = PackedWeight(to_blob(packed))
             place = packed_like(module, blobs[id(module.weight)])
             target.set_submodule(name, place)
         for leaf, parameter in list(module.named_parameters(recurse=False)):

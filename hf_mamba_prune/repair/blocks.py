@@ -6,7 +6,7 @@ block are in memory at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -23,12 +23,58 @@ from hf_mamba_prune.progress import track
 from hf_mamba_prune.repair.least_squares import reconstruct
 from hf_mamba_prune.report import RepairFacts
 
+Visit = Callable[[Target, torch.Tensor, torch.Tensor | None], None]
+"""Sees a target, its live weight (out, in), and the Hessians of its inputs (groups, in, in); None: it is no linear map."""
+
 
 class _EnoughError(Exception):
     """All inputs of a stage were seen: the rest of the block need not run."""
 
 
 @torch.no_grad()
+def walk(
+    blocks: BlockSource,
+    targets: Sequence[Target],
+    sequences: torch.Tensor,
+    visit: Visit,
+    bf16: bool = False,
+    tokens: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Visit the targets in the blocks, each with what the blocks before it, changed already, really give it.
+
+    Args:
+        blocks: the model.
+        targets: what to visit; those outside the blocks are not.
+        sequences: token ids (samples, l); run one by one, so that no batch size can change the result.
+        visit: may write to the weight.
+        bf16: run the products of the blocks in bfloat16; what is between the blocks is not.
+        tokens: (groups, samples, l) by target name: weights of the tokens in a Hessian for each group of its rows; those
+            of all other targets have one, where all weigh 1.
+
+    Raises:
+        RuntimeError: a target saw no token.
+    """
+    states = [blocks.embed(batch) for batch in sequences.split(1)]
+    for index in track(range(len(blocks)), "reconstruct", "block"):
+        own = [target for target in targets if target.layer == index]
+        with blocks.block(index) as block, evaluation_mode(block):
+            prefix = blocks.prefix(index)
+            for target in own:
+                if target.kind != "linear":
+                    visit(target, _weight(block, target, prefix), None)
+            for stage in sorted({target.stage for target in own if target.stage is not None}):
+                part = [target for target in own if target.stage == stage]
+                with torch.autocast(states[0].device.type, torch.bfloat16, enabled=bf16):
+                    hessians = _hessians(block, prefix, part, states, tokens or {})
+                for target in part:
+                    if target.name not in hessians:
+                        raise RuntimeError(f"{target.name} saw no token: its row of the architecture table is wrong.")
+                    visit(target, _weight(block, target, prefix), hessians[target.name])
+            with torch.autocast(states[0].device.type, torch.bfloat16, enabled=bf16):
+                for i, state in enumerate(states):
+                    states[i] = block(state)
+
+
 def repair(
     blocks: BlockSource,
     targets: Sequence[Target],
@@ -45,9 +91,9 @@ def repair(
         targets: what to prune; those that are no linear map are masked only, those outside the blocks are not touched.
         mask_of: asked once for each target, just before its weights change.
         dense: the weights before any pruning, (out, in), by target name: what is reconstructed.
-        sequences: token ids (samples, l); run one by one, so that no batch size can change the result.
+        sequences: token ids (samples, l).
         damping: see `reconstruction.reconstruct`.
-        bf16: run the products of the blocks in bfloat16; what is between the blocks, and the least squares, are not.
+        bf16: as in `walk`; the least squares are not.
 
     Returns:
         The error of each reconstructed target, before and after.
@@ -56,57 +102,20 @@ def repair(
         RuntimeError: a target saw no token, or its inputs are not finite.
     """
     facts: list[RepairFacts] = []
-    states = [blocks.embed(batch) for batch in sequences.split(1)]
-    for index in track(range(len(blocks)), "reconstruct", "block"):
-        own = [target for target in targets if target.layer == index]
-        with blocks.block(index) as block, evaluation_mode(block):
-            for target in own:
-                if target.kind != "linear":
-                    weight = _weight(block, target, blocks.prefix(index))
-                    weight.masked_fill_(~mask_of(target), 0)
-            for stage in sorted({target.stage for target in own if target.stage is not None}):
-                part = [target for target in own if target.stage == stage]
-                facts += _repair_stage(
-                    block,
-                    blocks.prefix(index),
-                    part,
-                    mask_of=mask_of,
-                    dense=dense,
-                    states=states,
-                    damping=damping,
-                    bf16=bf16,
-                )
-            with torch.autocast(states[0].device.type, torch.bfloat16, enabled=bf16):
-                for i, state in enumerate(states):
-                    states[i] = block(state)
-    return tuple(facts)
 
-
-def _repair_stage(
-    block: nn.Module,
-    prefix: str,
-    targets: Sequence[Target],
-    mask_of: MaskOf,
-    dense: Mapping[str, torch.Tensor],
-    states: Sequence[torch.Tensor],
-    damping: float,
-    bf16: bool,
-) -> Iterator[RepairFacts]:
-    if not targets:
-        return
-    taps = {target.name: _within(tap_of(target), prefix) for target in targets}
-    with torch.autocast(states[0].device.type, torch.bfloat16, enabled=bf16):
-        hessians = _hessians(block, set(taps.values()), states)
-    for target in targets:
-        if taps[target.name] not in hessians:
-            raise RuntimeError(f"{target.name} saw no token: its row of the architecture table does not fit.")
-        hessian = hessians[taps[target.name]]
-        weight = _weight(block, target, prefix)
-        keep = mask_of(target)
+    def visit(target: Target, weight: torch.Tensor, hessian: torch.Tensor | None) -> None:
+        if hessian is None:
+            weight.masked_fill_(~mask_of(target), 0)
+            return
         # Between two steps of a schedule little changes: what the last one found is near.
-        found = reconstruct(dense[target.name], keep, hessian, damping, start=weight)
+        found = reconstruct(dense[target.name], mask_of(target), hessian[0], damping, start=weight)
         weight.copy_(found.weight)
-        yield RepairFacts(name=target.name, before=found.before, after=found.after, iterations=found.iterations)
+        facts.append(
+            RepairFacts(name=target.name, before=found.before, after=found.after, iterations=found.iterations)
+        )
+
+    walk(blocks, targets, sequences, visit, bf16)
+    return tuple(facts)
 
 
 def _within(tap: Tap, prefix: str) -> Tap:
@@ -118,27 +127,35 @@ def _weight(block: nn.Module, target: Target, prefix: str) -> torch.Tensor:
     return block.get_parameter(target.name.removeprefix(prefix)).detach().view(target.shape)
 
 
-def _hessians(block: nn.Module, taps: set[Tap], states: Sequence[torch.Tensor]) -> dict[Tap, torch.Tensor]:
-    """E[x x^T] over tokens, float64 (in, in), of the inputs at each tap; products in float32, sums in float64."""
-    sums: dict[Tap, torch.Tensor] = {}
-    missing: set[Tap] = set()
+def _hessians(
+    block: nn.Module,
+    prefix: str,
+    targets: Sequence[Target],
+    states: Sequence[torch.Tensor],
+    tokens: Mapping[str, torch.Tensor],
+) -> dict[str, torch.Tensor]:
+    """E[x x^T] over tokens, float64 (groups, in, in), of each target's inputs; products in float32, sums in float64."""
+    sums: dict[str, torch.Tensor] = {}
+    missing: set[str] = set()
+    place = 0
 
-    def see(tap: Tap, x: torch.Tensor) -> None:
+    def see(name: str, x: torch.Tensor) -> None:
         rows = x.flatten(0, 1).float()
-        product = (rows.T @ rows).double()
-        sums[tap] = sums[tap] + product if tap in sums else product
-        missing.discard(tap)
+        own = [rows] if name not in tokens else [rows * weight[:, None] for weight in tokens[name][:, place].to(rows)]
+        product = torch.stack([weighted.T @ rows for weighted in own]).double()
+        sums[name] = sums[name] + product if name in sums else product
+        missing.discard(name)
         if not missing:
             raise _EnoughError
 
     with ExitStack() as stack:
-        for tap in taps:
-            stack.enter_context(observe(block, tap, partial(see, tap)))
-        for state in states:
-            missing.update(taps)
+        for target in targets:
+            stack.enter_context(observe(block, _within(tap_of(target), prefix), partial(see, target.name)))
+        for place, state in enumerate(states):  # noqa: B007  # `see` reads it
+            missing.update(target.name for target in targets)
             try:
                 block(state)
             except _EnoughError:
                 pass
-    tokens = sum(state.shape[0] * state.shape[1] for state in states)
-    return {tap: total / tokens for tap, total in sums.items()}
+    seen = sum(state.shape[0] * state.shape[1] for state in states)
+    return {name: total / seen for name, total in sums.items()}

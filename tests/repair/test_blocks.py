@@ -90,9 +90,9 @@ def test_only_one_stage_of_hessians_is_in_memory(monkeypatch):
     model = build_model("mamba")
     sizes = []
 
-    def watched(block, taps, states):
-        sizes.append(len(taps))
-        return hessians(block, taps, states)
+    def watched(block, prefix, targets, states, tokens):
+        sizes.append(len(targets))
+        return hessians(block, prefix, targets, states, tokens)
 
     hessians = repairing._hessians
     monkeypatch.setattr(repairing, "_hessians", watched)

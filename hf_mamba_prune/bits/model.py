@@ -1,0 +1,197 @@
+"""A model within a budget of bytes: sensitivities, the curve of each row, widths, and rounding block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from transformers import PreTrainedModel
+
+from hf_mamba_prune.bits.outer import OuterWeights, outer_weights
+from hf_mamba_prune.bits.sensitivity import Sensitivity, measure_sensitivity
+from hf_mamba_prune.bits.widths import RowCurves, choose_widths, row_curves
+from hf_mamba_prune.config import PruningConfig
+from hf_mamba_prune.models.blocks import MemoryBlocks
+from hf_mamba_prune.models.targets import Target
+from hf_mamba_prune.packed.grids import coded_tensor, put_on_grids
+from hf_mamba_prune.packed.tensors import PackedTensor
+from hf_mamba_prune.repair.blocks import walk
+from hf_mamba_prune.repair.levels import ERRORS, level_table
+from hf_mamba_prune.repair.rounding import Rounded, round_weight
+from hf_mamba_prune.report import RoundingFacts, WidthFacts
+
+_CURVE_SEQUENCES = 16
+_POWER, _HIGHEST = 0.5, 50.0
+"""A token weighs as the root of its mean squared gradient beside the average, and at most so much."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """Widths of the projections, and how embeddings and head are held."""
+
+    widths: Mapping[str, torch.Tensor]
+    outer: OuterWeights
+    expected: float
+
+
+def round_model(
+    model: PreTrainedModel,
+    targets: Sequence[Target],
+    sequences: torch.Tensor,
+    config: PruningConfig,
+    dtype: torch.dtype,
+    bf16: bool = False,
+) -> RoundingFacts:
+    """Round a model in place: to a budget, or its kept weights to one width.
+
+    Args:
+        model: a causal language model of a supported type.
+        targets: its projections.
+        sequences: calibration token ids (samples, l).
+        config: `bits`, `size` or `code_bits`, damping and seed.
+        dtype: that the weights are saved in.
+        bf16: run the model's products in bfloat16.
+
+    Returns:
+        What came of it; the grids stay with the model for packing.
+
+    Raises:
+        ValueError: the budget is less than scales and tables take.
+        RuntimeError: the model gives no finite predictions, or a target saw no token.
+    """
+    inner = [target for target in targets if target.layer is not None and target.kind == "linear"]
+    sensitivity = measure_sensitivity(model, inner, sequences, config.seed, bf16)
+    keep = _masks(model, inner) if config.code_bits is not None else {}
+    plan = _plan(model, inner, sensitivity, sequences, config=config, dtype=dtype, bf16=bf16)
+    tokens = {name: _weights_of_tokens(own.tokens) for name, own in sensitivity.items() if own.tokens is not None}
+    packed: dict[str, PackedTensor] = {}
+    table = level_table()
+
+    def visit(target: Target, weight: torch.Tensor, hessian: torch.Tensor | None) -> None:
+        assert hessian is not None  # all of them are linear maps
+        own, bits = keep.get(target.name), plan.widths[target.name]
+        rounded = round_weight(weight, hessian, bits, config.damping, own)
+        weight.copy_(rounded.weight)
+        packed[target.name] = _packed(rounded, bits, table, dtype, own)
+
+    walk(MemoryBlocks(model), inner, sequences, visit, bf16, tokens)
+    put_on_grids(model, {**packed, **plan.outer.tensors})
+    return _facts(inner, packed, plan)
+
+
+def _masks(model: PreTrainedModel, targets: Sequence[Target]) -> dict[str, torch.Tensor]:
+    """What is not zero, of the weights that hold zeros worth a mask."""
+    masks = {target.name: target.weight(model) != 0 for target in targets}
+    return {name: mask for name, mask in masks.items() if float(mask.float().mean()) < 1 - 1 / 16}
+
+
+def _weights_of_tokens(tokens: torch.Tensor) -> torch.Tensor:
+    weights = tokens.clamp_max(_HIGHEST) ** _POWER
+    return weights / weights.mean((1, 2), keepdim=True).clamp_min(1e-30)
+
+
+def _packed(
+    rounded: Rounded, bits: torch.Tensor, table: torch.Tensor, dtype: torch.dtype, keep: torch.Tensor | None
+) -> PackedTensor:
+    return coded_tensor(
+        rounded.codes,
+        bits,
+        table,
+        scales=rounded.scales,
+        column_scales=rounded.column_scales,
+        dtype=dtype,
+        keep=keep,
+    )
+
+
+def _plan(
+    model: PreTrainedModel,
+    targets: Sequence[Target],
+    sensitivity: Mapping[str, Sensitivity],
+    sequences: torch.Tensor,
+    *,
+    config: PruningConfig,
+    dtype: torch.dtype,
+    bf16: bool,
+) -> _Plan:
+    curves: dict[str, RowCurves] = {}
+
+    def visit(target: Target, weight: torch.Tensor, hessian: torch.Tensor | None) -> None:
+        assert hessian is not None
+        curves[target.name] = row_curves(weight, hessian[0], sensitivity[target.name].rows, ERRORS, config.damping)
+
+    walk(MemoryBlocks(model), targets, sequences[:_CURVE_SEQUENCES], visit, bf16)
+    held = sum(_overhead(target) for target in targets)
+    if config.code_bits is not None:
+        widths = {t.name: torch.full((t.shape[0],), config.code_bits, dtype=torch.uint8) for t in targets}
+        return _Plan(widths=widths, outer=outer_weights(model, dtype), expected=_expected(curves, widths))
+    if config.bits is not None:
+        widths = choose_widths(curves, int(config.bits * sum(target.size for target in targets)) - held)
+        return _Plan(widths=widths, outer=outer_weights(model, dtype), expected=_expected(curves, widths))
+    return _within_size(model, curves, held, sequences, config=config, dtype=dtype)
+
+
+def _within_size(
+    model: PreTrainedModel,
+    curves: Mapping[str, RowCurves],
+    held: int,
+    sequences: torch.Tensor,
+    *,
+    config: PruningConfig,
+    dtype: torch.dtype,
+) -> _Plan:
+    """The best division of a file between embeddings and projections."""
+    assert config.size is not None
+    plans: list[_Plan] = []
+    fault: ValueError | None = None
+    for outer in OuterWeights.choices(model, dtype, sequences):
+        try:
+            widths = choose_widths(curves, 8 * (config.size - outer.file_bytes) - held)
+        except ValueError as error:
+            fault = error
+            continue
+        plans.append(_Plan(widths=widths, outer=outer, expected=outer.rise + _expected(curves, widths)))
+    if not plans:
+        raise ValueError(f"a file of {config.size:,} bytes does not hold this model: {fault}") from fault
+    return min(plans, key=lambda plan: plan.expected)
+
+
+def _overhead(target: Target) -> int:
+    """Bits that a weight takes beside its codes: scales, widths, tables."""
+    rows, columns = target.shape
+    bare = coded_tensor(
+        torch.zeros(target.shape, dtype=torch.uint8),
+        torch.zeros(rows, dtype=torch.uint8),
+        level_table(),
+        scales=torch.zeros(rows, dtype=torch.bfloat16),
+        column_scales=torch.zeros(columns, dtype=torch.bfloat16),
+        dtype=torch.float32,
+    )
+    return 8 * bare.bytes
+
+
+def _expected(curves: Mapping[str, RowCurves], widths: Mapping[str, torch.Tensor]) -> float:
+    """Nats per token."""
+    return sum(float(own.losses.gather(1, widths[name].long()[:, None]).sum()) for name, own in curves.items())
+
+
+def _facts(targets: Sequence[Target], packed: Mapping[str, PackedTensor], plan: _Plan) -> RoundingFacts:
+    components: dict[str, WidthFacts] = {}
+    for target in targets:
+        before = components.get(target.component, WidthFacts(name=target.component, weights=0, bits=0.0, rows=()))
+        counts = torch.bincount(plan.widths[target.name].long(), minlength=7).tolist()
+        components[target.component] = replace(
+            before,
+            weights=before.weights + target.size,
+            bits=before.bits + 8 * packed[target.name].bytes,
+            rows=tuple(map(sum, zip(counts, before.rows or [0] * 7, strict=True))),
+        )
+    bits = sum(own.bits for own in components.values())
+    weights = sum(own.weights for own in components.values())
+    return RoundingFacts(
+        bits=bits / weights,
+        embedding_bits=plan.outer.bits,
+        expected_rise=plan.expected,
+        components=tuple(replace(own, bits=own.bits / own.weights) for own in components.values()),
+    )
