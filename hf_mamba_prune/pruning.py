@@ -174,10 +174,12 @@ class ReadyToPrune:
         repairs: tuple[RepairFacts, ...] = ()
         if self.recovery is None or not self.recovery.gradual:
             budget, repairs = _prune_in_steps(model, self.targets, self.config, self.sequences, meter)
-        trained, in_training = self._train(teacher, meter)
         dtype = self.origin.saved_dtype or model.dtype
+        gradual = self.recovery is not None and self.recovery.gradual
+        rounding = None if gradual else self._rounded(dtype, meter)
+        trained, in_training = self._train(teacher, meter)
         round_to(model, dtype)
-        rounding = self._rounded(dtype, meter)
+        rounding = self._rounded(dtype, meter) if gradual else rounding
         sparsity = _counted(zeros, model, self.config, budget or in_training)
         with meter.step("evaluate"):
             after, tasks_after = self._measured()

@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "files": GROUND | {"models", "packed"},
     "measure": GROUND | {"models", "texts", "masks", "native", "packed"},
     "publish": GROUND | {"texts", "measure"},
-    "training": GROUND | {"models", "texts", "masks", "native", "files", "measure", "publish"},
+    "training": GROUND | {"models", "texts", "masks", "native", "packed", "repair", "files", "measure", "publish"},
     "pruning": GROUND | {"models", "texts", "masks", "native", "files", "measure", "repair", "bits", "training"},
     "plan": GROUND | {"models", "texts", "masks", "measure", "pruning"},
     "job": GROUND

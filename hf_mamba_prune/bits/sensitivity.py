@@ -22,7 +22,6 @@ from hf_mamba_prune.models.targets import Target
 from hf_mamba_prune.progress import track
 from hf_mamba_prune.seeds import name_seed
 
-
 GROUPS = 4
 """Ranges of rows with weights of tokens, and so a Hessian, of their own."""
 

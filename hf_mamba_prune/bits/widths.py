@@ -15,7 +15,6 @@ import torch
 
 from hf_mamba_prune.native.codes import WIDTHS, bytes_of_rows
 
-
 _GONE = 4.0
 
 

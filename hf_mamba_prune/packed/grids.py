@@ -65,6 +65,15 @@ def put_on_grids(model: nn.Module, tensors: Mapping[str, PackedTensor]) -> None:
     vars(model)[_OWN] = dict(tensors)
 
 
+def grids_of(model: nn.Module) -> dict[str, PackedTensor]:
+    """What weights of a model were rounded to, by name; empty where none was.
+
+    Raises:
+        ValueError: one has changed since.
+    """
+    return {name: packed for name in vars(model).get(_OWN, {}) if (packed := grid_of(model, name)) is not None}
+
+
 def grid_of(model: nn.Module, name: str) -> PackedTensor | None:
     """What a weight was rounded to; None where it was not.
 

@@ -24,7 +24,7 @@ from hf_mamba_prune.repair.least_squares import reconstruct
 from hf_mamba_prune.report import RepairFacts
 
 Visit = Callable[[Target, torch.Tensor, torch.Tensor | None], None]
-"""Sees a target, its live weight (out, in), and the Hessians of its inputs (groups, in, in); None: it is no linear map."""
+"""Sees a target, its live weight (out, in), Hessians of its inputs (groups, in, in); None: no linear map."""
 
 
 class _EnoughError(Exception):
@@ -48,8 +48,8 @@ def walk(
         sequences: token ids (samples, l); run one by one, so that no batch size can change the result.
         visit: may write to the weight.
         bf16: run the products of the blocks in bfloat16; what is between the blocks is not.
-        tokens: (groups, samples, l) by target name: weights of the tokens in a Hessian for each group of its rows; those
-            of all other targets have one, where all weigh 1.
+        tokens: (groups, samples, l) by target name: weights of the tokens in a Hessian for each group of its rows;
+            all other targets have one Hessian, where all tokens weigh 1.
 
     Raises:
         RuntimeError: a target saw no token.
@@ -134,7 +134,7 @@ def _hessians(
     states: Sequence[torch.Tensor],
     tokens: Mapping[str, torch.Tensor],
 ) -> dict[str, torch.Tensor]:
-    """E[x x^T] over tokens, float64 (groups, in, in), of each target's inputs; products in float32, sums in float64."""
+    """E[x x^T] over tokens, float64 (groups, in, in), of each target's inputs; products in float32, sums in 64."""
     sums: dict[str, torch.Tensor] = {}
     missing: set[str] = set()
     place = 0

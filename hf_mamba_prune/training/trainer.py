@@ -17,10 +17,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotat
 
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.native import use_native
+from hf_mamba_prune.packed.grids import grids_of
 from hf_mamba_prune.report import SparsityFacts
 from hf_mamba_prune.training.checkpoints import check_whole, finish, newest_whole, unfinished
 from hf_mamba_prune.training.distillation import distill, distill_head
 from hf_mamba_prune.training.gradual import STATE_NAME, GradualPruner
+from hf_mamba_prune.training.grids import GridCallback
 from hf_mamba_prune.training.record import TrainingRecord
 
 
@@ -104,8 +106,9 @@ class PruningCallback(TrainerCallback):
 class PruningTrainer(Trainer):
     """A drop-in for `Trainer` that prunes by a schedule and keeps zeros zero.
 
-    A model that is sparse already is trained with its masks kept. With a teacher the loss is that of
-    `distillation.distill`. On a CPU the native kernels run the model. Works on one device, with DDP and with FSDP2.
+    A model that is sparse already is trained with its masks kept, one that was rounded to few bits on its grids. With
+    a teacher the loss is that of `distillation.distill`. On a CPU the native kernels run the model. Works on one
+    device, with DDP and, without grids, with FSDP2.
 
     Args:
         *args, **kwargs: those of `transformers.Trainer`.
@@ -136,6 +139,9 @@ class PruningTrainer(Trainer):
         self._record = TrainingRecord(model, pruning_config, self._pruning.attach(model))
         # Before the callbacks that report, so that they see the sparsity in the logs.
         self.callback_handler.callbacks.insert(0, self._pruning)
+        self.grids = GridCallback(model) if grids_of(model) else None
+        if self.grids is not None:
+            self.callback_handler.callbacks.insert(1, self.grids)
         self._counted: SparsityFacts | None = None
         self._writes_into: Path | None = None
         self.teacher = teacher
@@ -284,12 +290,16 @@ class PruningTrainer(Trainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         self.pruner.save(Path(output_dir), write=self.args.should_save)
+        if self.grids is not None and self.args.should_save:
+            self.grids.save(Path(output_dir))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
         self._pruning.attach(cast(PreTrainedModel, self.model))
+        if self.grids is not None:
+            self.grids.load(Path(checkpoint))
         if (Path(checkpoint) / STATE_NAME).is_file():
             self.pruner.load(Path(checkpoint))
         else:

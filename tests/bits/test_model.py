@@ -1,0 +1,151 @@
+"""Rounding whole models: budgets are met, and what is measured, saved and packed are the same numbers."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_models import ARCHITECTURE_CASES, VOCABULARY, build_model, build_tokenizer
+from transformers import AutoModelForCausalLM
+
+from hf_mamba_prune import PruningConfig
+from hf_mamba_prune.bits.model import round_model
+from hf_mamba_prune.bits.sensitivity import GROUPS, measure_sensitivity
+from hf_mamba_prune.models.targets import find_targets
+from hf_mamba_prune.packed.checkpoint import load_packed, write_packed_model
+from hf_mamba_prune.packed.grids import grids_of
+
+SAMPLES, LENGTH = 6, 24
+
+
+@pytest.fixture(scope="module")
+def sequences() -> torch.Tensor:
+    return torch.randint(0, VOCABULARY, (SAMPLES, LENGTH), generator=torch.Generator().manual_seed(0))
+
+
+def rounded(case: str, sequences: torch.Tensor, dtype: torch.dtype = torch.float32, **wanted):
+    model = build_model(case).to(dtype)
+    facts = round_model(model, find_targets(model), sequences, PruningConfig(**wanted), dtype)
+    return model, facts
+
+
+@pytest.mark.parametrize("case", ARCHITECTURE_CASES)
+def test_bits_are_met_and_the_packed_model_is_the_rounded_one(case, sequences, tmp_path):
+    model, facts = rounded(case, sequences, bits=5.0)
+    projections = {target.name for target in find_targets(model)}
+    packed = grids_of(model)
+    own = sum(8 * grid.bytes for name, grid in packed.items() if name in projections)
+    assert facts.bits == pytest.approx(own / sum(target.size for target in find_targets(model)))
+    assert 5.0 * 0.96 < facts.bits <= 5.0  # a row of a tiny model is a large part of it
+    write_packed_model(tmp_path / "packed", model, build_tokenizer(), torch.float32, "rounded")
+    unpacked = load_packed(tmp_path / "packed", unpack=True)
+    for name, weight in model.state_dict().items():
+        assert torch.equal(unpacked.state_dict()[name], weight), name
+    ids = sequences[:1]
+    kept = load_packed(tmp_path / "packed", unpack=False)
+    torch.testing.assert_close(kept(ids).logits, model.eval()(ids).logits, rtol=1e-3, atol=1e-3)
+
+
+def test_a_bfloat16_model_saves_and_packs_the_same_numbers(sequences, tmp_path):
+    model, _ = rounded("mamba", sequences, torch.bfloat16, bits=4.0)
+    model.save_pretrained(tmp_path / "dense")
+    write_packed_model(tmp_path / "packed", model, build_tokenizer(), torch.bfloat16, "rounded")
+    dense = AutoModelForCausalLM.from_pretrained(tmp_path / "dense").state_dict()
+    for name, weight in load_packed(tmp_path / "packed", unpack=True).state_dict().items():
+        assert torch.equal(weight, dense[name]), name
+
+
+def test_a_size_is_met_by_the_file(sequences, tmp_path):
+    most, _ = rounded("mamba", sequences, bits=6.0)
+    write_packed_model(tmp_path / "most", most, build_tokenizer(), torch.float32, "rounded")
+    size = round(0.8 * (tmp_path / "most" / "model.safetensors").stat().st_size)
+    model, facts = rounded("mamba", sequences, size=size)
+    write_packed_model(tmp_path / "packed", model, build_tokenizer(), torch.float32, "rounded")
+    found = (tmp_path / "packed" / "model.safetensors").stat().st_size
+    assert 0.9 * size < found <= 1.01 * size
+    assert facts.embedding_bits is None or 4 <= facts.embedding_bits <= 6
+
+
+def test_a_size_that_holds_no_model_is_refused(sequences):
+    with pytest.raises(ValueError, match="a file of 2,000 bytes does not hold this model"):
+        rounded("mamba", sequences, size=2000)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+def test_the_kept_weights_of_a_sparse_model_are_rounded_under_its_masks(bits, sequences, tmp_path):
+    model = build_model("mamba")
+    targets = find_targets(model)
+    for target in targets:
+        weight = target.weight(model)
+        weight[torch.rand(weight.shape, generator=torch.Generator().manual_seed(1)) < 0.6] = 0
+    zeros = {target.name: target.weight(model) == 0 for target in targets}
+    round_model(model, targets, sequences, PruningConfig(0.6, code_bits=bits), torch.float32)
+    for target in targets:
+        weight = target.weight(model)
+        assert torch.equal(weight == 0, zeros[target.name])
+        assert grids_of(model)[target.name].coding == f"int{bits}"
+    write_packed_model(tmp_path / "packed", model, build_tokenizer(), torch.float32, "rounded")
+    unpacked = load_packed(tmp_path / "packed", unpack=True).state_dict()
+    assert all(torch.equal(unpacked[name], weight) for name, weight in model.state_dict().items())
+
+
+def test_weights_that_changed_since_are_not_packed_as_they_were(sequences, tmp_path):
+    model, _ = rounded("mamba", sequences, bits=4.0)
+    with torch.no_grad():
+        find_targets(model)[0].weight(model)[0, 0] += 1
+    with pytest.raises(ValueError, match="has changed since it was rounded"):
+        write_packed_model(tmp_path / "packed", model, build_tokenizer(), torch.float32, "rounded")
+
+
+@pytest.mark.parametrize("case", ARCHITECTURE_CASES)
+def test_sensitivities_leave_the_model_as_it_was_and_see_every_target(case, sequences):
+    model = build_model(case)
+    before, modes = copy.deepcopy(model.state_dict()), [p.requires_grad for p in model.parameters()]
+    found = measure_sensitivity(model, find_targets(model), sequences, seed=0)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    assert [p.requires_grad for p in model.parameters()] == modes and all(p.grad is None for p in model.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    for target in find_targets(model):
+        own = found[target.name]
+        assert own.rows.shape == (target.shape[0],) and own.rows.sum() > 0
+        if own.tokens is not None:
+            assert own.tokens.shape == (min(GROUPS, target.shape[0]), SAMPLES, LENGTH)
+            torch.testing.assert_close(own.tokens.mean((1, 2)), torch.ones(len(own.tokens)))
+
+
+def test_sensitivity_is_what_an_error_of_an_output_costs(sequences):
+    """The mean rise of the loss under a small random error of one target's outputs."""
+    model = build_model("mamba").double().eval()
+    target = next(target for target in find_targets(model) if target.component == "out_proj")
+    many = torch.randint(0, VOCABULARY, (64, LENGTH), generator=torch.Generator().manual_seed(2))
+    rows = measure_sensitivity(model, [target], many, seed=0)[target.name].rows.double()
+    with torch.no_grad():
+        dense = model(input_ids=many).logits.log_softmax(-1)
+        generator, size = torch.Generator().manual_seed(3), 1e-3
+        module = model.get_submodule(target.name.removesuffix(".weight"))
+
+        def disturb(_, __, output):
+            return output + size * torch.randn(output.shape, generator=generator, dtype=output.dtype)
+
+        handle = module.register_forward_hook(disturb)
+        rises = []
+        for _ in range(8):
+            other = model(input_ids=many).logits.log_softmax(-1)
+            rises.append(float((dense.exp() * (dense - other)).sum(-1).mean()))
+        handle.remove()
+    expected = 0.5 * size**2 * float(rows.sum())
+    assert sum(rises) / len(rises) == pytest.approx(expected, rel=0.25)
+
+
+def test_rounding_is_the_same_whenever_it_is_done(sequences):
+    first, again = (rounded("mamba", sequences, bits=3.0)[0].state_dict() for _ in range(2))
+    assert all(torch.equal(weight, again[name]) for name, weight in first.items())
+
+
+def test_the_file_holds_codes_and_nothing_dense(sequences, tmp_path):
+    model, _ = rounded("mamba", sequences, bits=3.0)
+    write_packed_model(tmp_path / "packed", model, build_tokenizer(), torch.float32, "rounded")
+    tensors = load_file(tmp_path / "packed" / "model.safetensors")
+    assert all(tensors[target.name].dtype == torch.uint8 for target in find_targets(model))

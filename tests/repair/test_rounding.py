@@ -1,0 +1,104 @@
+"""Rounding with repair: on the grid, better than nearest, exact where it must be, and only where a mask keeps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hf_mamba_prune.native.codes import LEVELS, levels_of
+from hf_mamba_prune.repair.levels import ERRORS, level_table, levels_of_width
+from hf_mamba_prune.repair.rounding import round_weight
+
+
+def problem(rows: int = 12, columns: int = 40, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """A weight and the Hessian of inputs that depend on each other."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(columns, columns, generator=generator) / columns**0.5
+    inputs = torch.randn(500, columns, generator=generator) @ (torch.eye(columns) + mixing)
+    return torch.randn(rows, columns, generator=generator), (inputs.T @ inputs / 500)[None].double()
+
+
+def loss(weight: torch.Tensor, rounded: torch.Tensor, hessian: torch.Tensor) -> float:
+    change = (weight - rounded).double()
+    return float(((change @ hessian[0]) * change).sum())
+
+
+def all_rows(weight: torch.Tensor, bits: int) -> torch.Tensor:
+    return torch.full((len(weight),), bits, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 6])
+def test_the_weight_is_what_codes_and_scales_say(bits):
+    weight, hessian = problem()
+    found = round_weight(weight, hessian, all_rows(weight, bits))
+    levels = levels_of(found.codes, bits, level_table()).float()
+    assert torch.equal(found.weight, levels * found.scales.float()[:, None] * found.column_scales.float())
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_repair_loses_less_than_the_nearest_levels_do(bits):
+    weight, hessian = problem()
+    found = round_weight(weight, hessian, all_rows(weight, bits))
+    alone = round_weight(weight, torch.eye(weight.shape[1])[None], all_rows(weight, bits))
+    assert loss(weight, found.weight, hessian) < 0.8 * loss(weight, alone.weight, hessian)
+
+
+def test_more_bits_lose_less_and_none_are_zero():
+    weight, hessian = problem()
+    found = [round_weight(weight, hessian, all_rows(weight, bits)).weight for bits in range(7)]
+    losses = [loss(weight, own, hessian) for own in found]
+    assert losses == sorted(losses, reverse=True)
+    assert not found[0].any()
+
+
+def test_rows_of_several_widths_are_each_what_they_would_be_alone():
+    weight, hessian = problem()
+    bits = torch.arange(len(weight), dtype=torch.uint8) % 4 + 1
+    mixed = round_weight(weight, hessian, bits).weight
+    for width in (1, 2, 3, 4):
+        own = round_weight(weight, hessian, all_rows(weight, width)).weight
+        torch.testing.assert_close(mixed[bits == width], own[bits == width])
+
+
+def test_each_group_of_rows_is_rounded_on_its_own_hessian():
+    weight, first = problem()
+    second = problem(seed=1)[1]
+    both = round_weight(weight, torch.cat([first, second]), all_rows(weight, 3)).weight
+    torch.testing.assert_close(both[:6], round_weight(weight, first, all_rows(weight, 3)).weight[:6])
+    torch.testing.assert_close(both[6:], round_weight(weight, second, all_rows(weight, 3)).weight[6:])
+
+
+def test_under_a_mask_only_kept_weights_are_levels_and_make_up_for_the_others():
+    weight, hessian = problem()
+    keep = torch.rand(weight.shape, generator=torch.Generator().manual_seed(3)) < 0.5
+    found = round_weight(weight, hessian, all_rows(weight, 3), keep=keep)
+    assert torch.equal(found.weight != 0, keep)
+    alone = round_weight(weight, torch.eye(weight.shape[1])[None], all_rows(weight, 3), keep=keep)
+    assert loss(weight, found.weight, hessian) < 0.7 * loss(weight, alone.weight, hessian)
+
+
+def test_inputs_and_weights_that_are_never_there_do_no_harm():
+    weight, hessian = problem()
+    weight[2], weight[:, 5] = 0, 0
+    hessian[:, 7], hessian[:, :, 7] = 0, 0
+    found = round_weight(weight, hessian, all_rows(weight, 2)).weight
+    assert torch.isfinite(found).all()
+    assert torch.isfinite(round_weight(weight, hessian * 0, all_rows(weight, 2)).weight).all()
+
+
+def test_inputs_that_are_not_finite_are_refused():
+    weight, hessian = problem()
+    with pytest.raises(RuntimeError, match="not finite"):
+        round_weight(weight, hessian * torch.nan, all_rows(weight, 2))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 6])
+def test_the_errors_of_the_tables_are_those_of_a_normal_variable(bits):
+    x = torch.special.ndtri((torch.arange(100_000) + 0.5) / 100_000).float()
+    levels = levels_of_width(bits)
+    found = []
+    for scale in torch.linspace(0.02, 0.7, 300) if bits < 3 else torch.linspace(0.02, 0.3, 300):
+        near = levels[torch.bucketize(x / scale, (levels[1:] + levels[:-1]) / 2)] * scale
+        found.append(float((x - near).square().mean()))
+    assert min(found) == pytest.approx(ERRORS[bits], rel=0.06)
+    assert len(level_table()) == LEVELS
