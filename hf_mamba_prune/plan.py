@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from transformers import PreTrainedModel
 
+from hf_mamba_prune.bits.sensitivity import GROUPS
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.masks.budget import total_to_prune
 from hf_mamba_prune.masks.calibration import GRADIENT_TERMS
@@ -26,6 +27,8 @@ _ACTIVATIONS = 40
 """Floats that a block keeps of each token and d_inner channel for the backward pass, measured on a CPU."""
 _PRODUCTS = 20
 """Products with the Hessian that the solver needs for a weight, measured."""
+_SWEEPS = 12
+"""Sweeps over the columns that rounding a weight takes, measured, as products with its Hessian."""
 _PASSES = 4
 """What making such a float, and its gradient, takes beside the matrix products; times the sigmoid of one, measured."""
 
@@ -64,6 +67,8 @@ class Plan:
         seconds: estimate for everything but loading and evaluation.
         components: name -> weights.
         training_tokens: that a training sees; 0 without one.
+        bits: of a projection weight that it is rounded to, scales and all; None: to no budget of bits.
+        file_bytes: of the packed file that it is rounded to; None: to no size, or none that is known before.
     """
 
     weights: int
@@ -73,6 +78,8 @@ class Plan:
     seconds: float
     components: dict[str, int]
     training_tokens: int = 0
+    bits: float | None = None
+    file_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +112,15 @@ def make_plan(model: PreTrainedModel, config: PruningConfig, training: TrainingS
     shape = cast(ModelConfig, model.config)
     inner = _d_inner(shape)
     seen = _tokens_seen(config, 1 if gradual else SCORE_PARTS)
-    scoring = _scoring(targets, config, shape, weights, seen) if reads_calibration(config, gradual) else _Cost()
-    repairing = _repairing(targets, config, shape) if config.reconstruct and not gradual else _Cost()
-    floats = scoring.floats + repairing.floats
+    masks = config.sparsity > 0 or not config.rounds
+    scoring = (
+        _scoring(targets, config, shape, weights, seen) if masks and reads_calibration(config, gradual) else _Cost()
+    )
+    repairing = _repairing(targets, config, shape) if masks and config.reconstruct and not gradual else _Cost()
+    rounding = _rounding(targets, config, shape, weights) if config.rounds else _Cost()
+    floats = max(scoring.floats + repairing.floats, rounding.floats)
     values = inner * _ACTIVATIONS * shape.num_hidden_layers + 3 * shape.vocab_size
-    made, learning = scoring.made + repairing.made, 0.0
+    made, learning = scoring.made + repairing.made + rounding.made, 0.0
     if training is not None:
         logits = 3 * shape.vocab_size * (1 + training.distill)
         held = training.batch_tokens * (inner * _ACTIVATIONS * shape.num_hidden_layers + logits)
@@ -117,9 +128,10 @@ def make_plan(model: PreTrainedModel, config: PruningConfig, training: TrainingS
         made += training.tokens * (1 + training.distill / 3)
         learning = training.tokens * weights * (6 + 2 * training.distill)
     product = (shape.hidden_size, 2 * inner)
-    seconds = (scoring.operations + repairing.operations) / _operations_per_second(product, config.calibration_bf16)
+    running = scoring.operations + repairing.operations + rounding.operations
+    seconds = running / _operations_per_second(product, config.calibration_bf16)
     seconds += learning / _operations_per_second(product, None)
-    seconds += repairing.solving / _operations_per_second(product, False)
+    seconds += (repairing.solving + rounding.solving) / _operations_per_second(product, False)
     seconds += made * values * _PASSES * _seconds_per_value(inner)
     return Plan(
         weights=weights,
@@ -129,6 +141,8 @@ def make_plan(model: PreTrainedModel, config: PruningConfig, training: TrainingS
         seconds=seconds * 1.5,
         components=components,
         training_tokens=0 if training is None else training.tokens,
+        bits=config.bits,
+        file_bytes=config.size,
     )
 
 
@@ -166,6 +180,23 @@ def _repairing(targets: Sequence[Target], config: PruningConfig, shape: ModelCon
         operations=per_token * seen,
         solving=config.steps * sum(2 * _PRODUCTS * target.size * target.shape[1] for target in linear),
         made=seen,
+    )
+
+
+def _rounding(targets: Sequence[Target], config: PruningConfig, shape: ModelConfig, weights: int) -> _Cost:
+    """Of sensitivities, one pass forward and back, and of rounding block by block."""
+    linear = [target for target in targets if target.kind == "linear" and target.layer is not None]
+    tokens = config.calibration_samples * config.calibration_length
+    widest = max((target.shape[1] for target in linear), default=0)
+    hessians = sum(2 * GROUPS * target.shape[1] ** 2 for target in linear)
+    return _Cost(
+        floats=config.calibration_length * (_d_inner(shape) * _ACTIVATIONS * shape.num_hidden_layers)
+        + 3 * config.calibration_length * shape.vocab_size
+        + tokens * shape.hidden_size
+        + 4 * GROUPS * widest**2,
+        operations=tokens * (6 * weights + 6 * sum(target.size for target in linear) + hessians),
+        solving=sum(2 * _SWEEPS * target.size * target.shape[1] for target in linear),
+        made=2 * tokens,
     )
 
 

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mamba_prune import native
-from hf_mamba_prune.bits.model import round_model
+from hf_mamba_prune.bits.model import check_budget, round_model
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.files.origin import Origin, model_facts, shown_command
 from hf_mamba_prune.files.saving import round_to
@@ -314,6 +314,7 @@ def check_fit(model: PreTrainedModel, config: PruningConfig, gradual_steps: int 
     targets = find_targets(model, config.components)
     total_to_prune(targets, config, config.sparsity)
     check_inputs(targets, build_score(config).needs)
+    check_budget(model, targets, config)
     if gradual_steps is not None:
         check_gradual(targets, config)
         check_steps(config, gradual_steps)

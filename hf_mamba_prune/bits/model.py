@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedModel
 
-from hf_mamba_prune.bits.outer import OuterWeights, outer_weights
+from hf_mamba_prune.bits.outer import OuterWeights, least_bytes, outer_weights
 from hf_mamba_prune.bits.sensitivity import Sensitivity, measure_sensitivity
 from hf_mamba_prune.bits.widths import RowCurves, choose_widths, row_curves
 from hf_mamba_prune.config import PruningConfig
@@ -17,13 +17,26 @@ from hf_mamba_prune.models.targets import Target
 from hf_mamba_prune.packed.grids import coded_tensor, put_on_grids
 from hf_mamba_prune.packed.tensors import PackedTensor
 from hf_mamba_prune.repair.blocks import walk
-from hf_mamba_prune.repair.levels import ERRORS, level_table
+from hf_mamba_prune.repair.levels import level_table
 from hf_mamba_prune.repair.rounding import Rounded, round_weight
 from hf_mamba_prune.report import RoundingFacts, WidthFacts
 
 _CURVE_SEQUENCES = 16
 _POWER, _HIGHEST = 0.5, 50.0
 """A token weighs as the root of its mean squared gradient beside the average, and at most so much."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What is known of a dense model before a budget is.
+
+    Args:
+        sensitivity: of the projections, by target name.
+        curves: of their rows.
+    """
+
+    sensitivity: Mapping[str, Sensitivity]
+    curves: Mapping[str, RowCurves]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +48,62 @@ class _Plan:
     expected: float
 
 
+def check_budget(model: PreTrainedModel, targets: Sequence[Target], config: PruningConfig) -> None:
+    """Refuse what no model of this shape fits into, or what cannot be rounded.
+
+    Args:
+        model: may be on the meta device.
+        targets: what the config chooses.
+        config: how to round.
+
+    Raises:
+        ValueError: says what the least would be.
+    """
+    if not config.rounds:
+        return
+    inner = _projections(targets)
+    if len(inner) < len(targets):
+        others = sorted({target.component for target in targets if target not in inner})
+        raise ValueError(
+            f"only linear maps of blocks are rounded to few bits, not {', '.join(others)}: leave them out."
+        )
+    least = sum(map(_overhead, inner))
+    size = sum(target.size for target in inner)
+    if config.bits is not None and config.bits * size <= least:
+        raise ValueError(f"bits is {config.bits:g}, and scales and tables alone take {least / size:.2f}: give more.")
+    if config.size is not None:
+        whole = least // 8 + least_bytes(model)
+        if config.size <= whole:
+            raise ValueError(
+                f"size is {config.size:,} bytes, and all but the projections' codes takes about {whole:,}: give more."
+            )
+
+
+def measure_rows(
+    model: PreTrainedModel,
+    targets: Sequence[Target],
+    sequences: torch.Tensor,
+    config: PruningConfig,
+    bf16: bool = False,
+) -> Measured:
+    """What rounding each row would cost; the arguments are those of `round_model`, and the model stays as it is.
+
+    Raises:
+        RuntimeError: the model gives no finite predictions, or a target saw no token.
+    """
+    inner = _projections(targets)
+    sensitivity = measure_sensitivity(model, inner, sequences, config.seed, bf16)
+    curves: dict[str, RowCurves] = {}
+
+    def visit(target: Target, weight: torch.Tensor, hessian: torch.Tensor | None) -> None:
+        assert hessian is not None  # all of them are linear maps
+        rows = sensitivity[target.name].rows
+        curves[target.name] = row_curves(weight, hessian[0], rows, config.damping)
+
+    walk(MemoryBlocks(model), inner, sequences[:_CURVE_SEQUENCES], visit, bf16)
+    return Measured(sensitivity=sensitivity, curves=curves)
+
+
 def round_model(
     model: PreTrainedModel,
     targets: Sequence[Target],
@@ -42,6 +111,7 @@ def round_model(
     config: PruningConfig,
     dtype: torch.dtype,
     bf16: bool = False,
+    measured: Measured | None = None,
 ) -> RoundingFacts:
     """Round a model in place: to a budget, or its kept weights to one width.
 
@@ -52,6 +122,7 @@ def round_model(
         config: `bits`, `size` or `code_bits`, damping and seed.
         dtype: that the weights are saved in.
         bf16: run the model's products in bfloat16.
+        measured: of this model and these sequences, where it is at hand.
 
     Returns:
         What came of it; the grids stay with the model for packing.
@@ -60,16 +131,17 @@ def round_model(
         ValueError: the budget is less than scales and tables take.
         RuntimeError: the model gives no finite predictions, or a target saw no token.
     """
-    inner = [target for target in targets if target.layer is not None and target.kind == "linear"]
-    sensitivity = measure_sensitivity(model, inner, sequences, config.seed, bf16)
+    inner = _projections(targets)
+    measured = measured or measure_rows(model, targets, sequences, config, bf16)
     keep = _masks(model, inner) if config.code_bits is not None else {}
-    plan = _plan(model, inner, sensitivity, sequences, config=config, dtype=dtype, bf16=bf16)
-    tokens = {name: _weights_of_tokens(own.tokens) for name, own in sensitivity.items() if own.tokens is not None}
+    plan = _plan(model, inner, measured.curves, sequences, config=config, dtype=dtype)
+    seen = {name: own.tokens for name, own in measured.sensitivity.items()}
+    tokens = {name: _weights_of_tokens(own) for name, own in seen.items() if own is not None}
     packed: dict[str, PackedTensor] = {}
     table = level_table()
 
     def visit(target: Target, weight: torch.Tensor, hessian: torch.Tensor | None) -> None:
-        assert hessian is not None  # all of them are linear maps
+        assert hessian is not None
         own, bits = keep.get(target.name), plan.widths[target.name]
         rounded = round_weight(weight, hessian, bits, config.damping, own)
         weight.copy_(rounded.weight)
@@ -78,6 +150,10 @@ def round_model(
     walk(MemoryBlocks(model), inner, sequences, visit, bf16, tokens)
     put_on_grids(model, {**packed, **plan.outer.tensors})
     return _facts(inner, packed, plan)
+
+
+def _projections(targets: Sequence[Target]) -> list[Target]:
+    return [target for target in targets if target.layer is not None and target.kind == "linear"]
 
 
 def _masks(model: PreTrainedModel, targets: Sequence[Target]) -> dict[str, torch.Tensor]:
@@ -108,20 +184,12 @@ def _packed(
 def _plan(
     model: PreTrainedModel,
     targets: Sequence[Target],
-    sensitivity: Mapping[str, Sensitivity],
+    curves: Mapping[str, RowCurves],
     sequences: torch.Tensor,
     *,
     config: PruningConfig,
     dtype: torch.dtype,
-    bf16: bool,
 ) -> _Plan:
-    curves: dict[str, RowCurves] = {}
-
-    def visit(target: Target, weight: torch.Tensor, hessian: torch.Tensor | None) -> None:
-        assert hessian is not None
-        curves[target.name] = row_curves(weight, hessian[0], sensitivity[target.name].rows, ERRORS, config.damping)
-
-    walk(MemoryBlocks(model), targets, sequences[:_CURVE_SEQUENCES], visit, bf16)
     held = sum(_overhead(target) for target in targets)
     if config.code_bits is not None:
         widths = {t.name: torch.full((t.shape[0],), config.code_bits, dtype=torch.uint8) for t in targets}

@@ -67,6 +67,12 @@ def outer_weights(model: PreTrainedModel, dtype: torch.dtype) -> OuterWeights:
     return OuterWeights(tensors=tensors, bits=WIDTH)
 
 
+def least_bytes(model: PreTrainedModel) -> int:
+    """About what a packed file takes beside its projections' codes, in 16 bits and the narrowest embeddings."""
+    whole = sum(parameter.numel() for parameter in _parameters(model).values())
+    return _other_bytes(model, torch.bfloat16) + whole * min(bits for bits in _WIDTHS if bits is not None) // 8
+
+
 def _parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     """Embeddings and head, a tied pair once, by name."""
     wanted = {id(model.get_input_embeddings().weight)}

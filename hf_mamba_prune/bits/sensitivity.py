@@ -1,9 +1,11 @@
 """What a wrong output of a linear map costs: squared gradients of the loss by row, and which tokens they come from.
 
-An error e of output r at token t costs about g^2 e^2 / 2 in nats, where g is the gradient of the token's loss. Labels
-are drawn from the model itself, so that the mean of g^2 is the curvature of the divergence to it (the true Fisher
-information), and not that of how well it predicts the text. The idea of weighting a layer's Hessian so is that of
-GuidedQuant (arXiv 2505.07004).
+A change v of row r of a weight costs about E[(G v)^2] / 2 in nats, where G is the gradient of a sequence's loss with
+respect to the row: a sum over its tokens, whose terms add up where an error is carried on by the state. Beside what
+the same change makes of the outputs, E[(v x)^2], that is what a squared error of an output costs. Labels are drawn
+from the model itself, so that all this is the curvature of the divergence to it (the true Fisher information), and not
+that of how well it predicts the text. Weighting the tokens of a layer's Hessian by the squared gradients of its
+outputs is the idea of GuidedQuant (arXiv 2505.07004).
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from hf_mamba_prune.progress import track
 from hf_mamba_prune.seeds import name_seed
 
 GROUPS = 4
-"""Ranges of rows with weights of tokens, and so a Hessian, of their own."""
+"""Ranges of rows with weights of tokens, and so a Hessian, of their own, where a weight has rows enough for them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,8 @@ class Sensitivity:
     """Of one target.
 
     Args:
-        rows: (out,) float32, mean of g^2 over tokens, in nats over squared outputs.
+        rows: (out,) float32, twice the nats per token that a squared error of the row's output costs, as a mean over
+            the directions of the input.
         tokens: (groups, samples, l) float32, mean of g^2 over the rows of a group, relative to its mean over tokens;
             groups are ranges of rows as near to one size as may be. None where the target is no module that is called,
             so that its outputs pass by nowhere.
@@ -64,45 +67,42 @@ def measure_sensitivity(
     with evaluation_mode(model), _watched(model, targets, sums):
         for batch in track(sequences.split(1), "sensitivity", "sequence"):
             _run(model, batch.to(model.device), generator, bf16)
-    return {name: own.sensitivity(sequences.numel()) for name, own in sums.items()}
+    return {name: own.sensitivity() for name, own in sums.items()}
 
 
 class _Sums:
-    """What was seen of one target.
-
-    A weight that is read without a call of its module is shown its own gradient instead of its outputs': summed over
-    a sequence's tokens, whose signs are independent, its square is that of the outputs times that of the inputs.
-    """
+    """What was seen of one target."""
 
     def __init__(self, target: Target) -> None:
-        self._rows, self._inputs = torch.zeros(target.shape[0]), 0.0
+        self._weights, self._inputs = torch.zeros(target.shape), torch.zeros(target.shape[1])
         self._tokens: list[torch.Tensor] = []
         self._shape = target.shape
 
     def see_output(self, gradient: torch.Tensor) -> None:
         """(b, l, out)"""
-        squares = gradient.float().square()
-        self._rows += squares.sum((0, 1)).cpu()
-        groups = squares.tensor_split(GROUPS, dim=2) if squares.shape[2] >= GROUPS else (squares,)
-        self._tokens.append(torch.stack([group.mean(2).cpu() for group in groups]))
+        groups = GROUPS if GROUPS * self._shape[0] >= self._shape[1] else 1
+        parts = gradient.float().square().tensor_split(groups, dim=2)
+        self._tokens.append(torch.stack([part.mean(2).cpu() for part in parts]))
 
     def see_weight(self, parameter: torch.Tensor) -> None:
-        """A parameter whose gradient is there."""
+        """A parameter whose gradient over one sequence is there."""
         gradient, parameter.grad = parameter.grad, None
         assert gradient is not None  # torch calls this when it has just made it
-        self._rows += gradient.float().view(self._shape).square().sum(1).cpu()
+        self._weights += gradient.float().view(self._shape).square().cpu()
 
     def see_input(self, x: torch.Tensor) -> None:
-        """(b, l, in) of a weight whose own gradient is shown."""
-        self._inputs += float(x.float().square().sum())
+        """(b, l, in)"""
+        self._inputs += x.float().square().sum((0, 1)).cpu()
 
-    def sensitivity(self, seen: int) -> Sensitivity:
-        """After `seen` tokens."""
+    def sensitivity(self) -> Sensitivity:
+        """Of all that was seen."""
+        seen = self._inputs > 0
+        rows = (self._weights[:, seen] / self._inputs[seen]).mean(1) if seen.any() else torch.zeros(self._shape[0])
         if not self._tokens:
-            return Sensitivity(rows=self._rows / max(self._inputs, 1e-30), tokens=None)
+            return Sensitivity(rows=rows, tokens=None)
         tokens = torch.cat(self._tokens, dim=1)
         means = tokens.mean((1, 2), keepdim=True).clamp_min(1e-30)
-        return Sensitivity(rows=self._rows / seen, tokens=tokens / means)
+        return Sensitivity(rows=rows, tokens=tokens / means)
 
 
 def _run(model: PreTrainedModel, batch: torch.Tensor, generator: torch.Generator, bf16: bool) -> None:
@@ -130,13 +130,12 @@ def _watched(model: PreTrainedModel, targets: Sequence[Target], sums: Mapping[st
         stack.callback(source.register_forward_hook(lambda _, __, output: output.requires_grad_(True)).remove)
         for target in targets:
             own = sums[target.name]
+            weight = model.get_parameter(target.name).requires_grad_(True)
+            stack.callback(weight.register_post_accumulate_grad_hook(own.see_weight).remove)
+            stack.enter_context(observe(model, tap_of(target), own.see_input))
             if target.called:
                 module = model.get_submodule(target.name.removesuffix(".weight"))
                 stack.callback(module.register_forward_hook(_output_hook(own)).remove)
-            else:
-                weight = model.get_parameter(target.name).requires_grad_(True)
-                stack.callback(weight.register_post_accumulate_grad_hook(own.see_weight).remove)
-                stack.enter_context(observe(model, tap_of(target), own.see_input))
         yield
 
 

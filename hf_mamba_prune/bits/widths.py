@@ -1,9 +1,8 @@
 """Widths of codes within a budget: each row gets the bits that are worth most there.
 
-Rounding row r to b bits with error feedback costs about f_r e_b sum_j d_j w_rj^2 / 2 nats: f_r is what an error of its
-output costs (`bits.sensitivity`), e_b the error of rounding a normal variable, and d_j what is left of input j when
-those that come later in the feedback are known. These curves are convex, so that one price for all bits of the model
-finds the least sum.
+What rounding a row to some bits costs is what its output loses, as error feedback leaves it, times what a squared
+error of the output costs (`bits.sensitivity`). These curves are near to convex, so that one price for all bits of the
+model finds the least sum.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from hf_mamba_prune.native.codes import WIDTHS, bytes_of_rows
+from hf_mamba_prune.repair.rounding import nearest_errors
 
 _GONE = 4.0
 
@@ -31,30 +31,18 @@ class RowCurves:
     sizes: torch.Tensor
 
 
-def row_curves(
-    weight: torch.Tensor, hessian: torch.Tensor, rows: torch.Tensor, errors: Mapping[int, float], damping: float = 0.01
-) -> RowCurves:
+def row_curves(weight: torch.Tensor, hessian: torch.Tensor, rows: torch.Tensor, damping: float = 0.01) -> RowCurves:
     """The curves of one weight.
 
     Args:
         weight: (out, in).
         hessian: (in, in), E[x x^T] over tokens.
         rows: (out,), `Sensitivity.rows`.
-        errors: of a code by its bits, for a variance of 1; that of 0 bits is the whole output.
         damping: as in rounding.
     """
-    weight, hessian = weight.double(), hessian.double()
-    system = hessian.clone()
-    least = damping * system.diagonal().mean()
-    system.diagonal().add_(least if least > 0 else 1.0)
-    order = torch.argsort(system.diagonal(), descending=True)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(system[order][:, order]))
-    left = torch.linalg.cholesky(inverse, upper=True).diagonal().square().reciprocal()
-    rounded = weight[:, order].square() @ left
-    whole = ((weight @ hessian) * weight).sum(1)
-    columns = [whole if bits == 0 else torch.minimum(errors[bits] * rounded, whole) for bits in WIDTHS]
+    losses = nearest_errors(weight, hessian, damping) * rows.double()[:, None] / 2
     sizes = torch.stack([8 * bytes_of_rows(weight.shape[1], torch.tensor([bits])) for bits in WIDTHS])[:, 0]
-    return RowCurves(losses=torch.stack(columns, 1) * rows.double()[:, None] / 2, sizes=sizes)
+    return RowCurves(losses=losses, sizes=sizes)
 
 
 def choose_widths(curves: Mapping[str, RowCurves], bits: int) -> dict[str, torch.Tensor]:

@@ -169,7 +169,10 @@ def show_plan(console: Console, plan: Plan, output: Path) -> None:
     for name, weights in plan.components.items():
         table.add_row(f"  {name}", f"{weights:,}")
     table.add_row("prunable", f"{plan.prunable:,} ({plan.prunable / plan.weights:.1%} of the model)")
-    table.add_row("will be zero", f"{plan.zeros:,} ({plan.zeros / plan.weights:.1%} of the model)")
+    if plan.bits is not None or plan.file_bytes is not None:
+        table.add_row("will be rounded to", _budget(plan))
+    else:
+        table.add_row("will be zero", f"{plan.zeros:,} ({plan.zeros / plan.weights:.1%} of the model)")
     table.add_row("memory, about", f"{plan.memory_bytes / 1e9:.1f} GB")
     table.add_row("all but evaluation, about", f"{plan.seconds:,.0f} s")
     table.add_row("output", str(output))
@@ -178,10 +181,20 @@ def show_plan(console: Console, plan: Plan, output: Path) -> None:
 
 def show_cost(console: Console, plan: Plan) -> None:
     """Before a run starts: what it will take."""
+    what = f"remove {plan.zeros:,} of {plan.prunable:,} prunable weights"
+    if plan.bits is not None or plan.file_bytes is not None:
+        what = f"round {plan.prunable:,} projection weights to {_budget(plan)}"
     console.print(
-        f"About to remove {plan.zeros:,} of {plan.prunable:,} prunable weights: about {plan.seconds:,.0f} s on this "
-        f"CPU besides evaluation, and {plan.memory_bytes / 1e9:.1f} GB of memory."
+        f"About to {what}: about {plan.seconds:,.0f} s on this CPU besides evaluation, and "
+        f"{plan.memory_bytes / 1e9:.1f} GB of memory."
     )
+
+
+def _budget(plan: Plan) -> str:
+    """What it is rounded to, in words."""
+    if plan.file_bytes is not None:
+        return f"a file of {plan.file_bytes / 1e6:,.1f} MB"
+    return f"{plan.bits:g} bits each"
 
 
 def show_packed(console: Console, output: Path, dense: int, packed: int) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from hf_mamba_prune.native.codes import WIDTHS
 from hf_mamba_prune.repair.levels import levels_of_width
 
 _COLUMNS = 64
@@ -83,6 +84,29 @@ def _damped(system: torch.Tensor, damping: float) -> torch.Tensor:
     return system
 
 
+@torch.no_grad()
+def nearest_errors(weight: torch.Tensor, hessian: torch.Tensor, damping: float = 0.01) -> torch.Tensor:
+    """What each row would lose at each width, from what error feedback leaves of its inputs.
+
+    Args:
+        weight: (out, in).
+        hessian: (in, in), E[x x^T] over tokens.
+        damping: as in `round_weight`.
+
+    Returns:
+        float64 (out, widths of `native.codes.WIDTHS`), about E[((w - v) x)^2]; all of E[(w x)^2] at 0 bits.
+    """
+    by = _column_scales(weight).float()
+    own = (weight.float() / by).contiguous()
+    system = hessian.double() * (by * by[:, None]).double()
+    whole = ((own.double() @ system) * own.double()).sum(1)
+    solver = _Solver(_damped(system, damping))
+    found = [whole]
+    for width in WIDTHS[1:]:
+        found.append(torch.minimum(solver.first_scales(own, levels_of_width(width), None)[1].double(), found[-1]))
+    return torch.stack(found, 1)
+
+
 def _column_scales(weight: torch.Tensor) -> torch.Tensor:
     """bfloat16 (in,): root mean squares of the columns beside their mean; 1 where a column is zero."""
     sizes = weight.float().square().mean(0).sqrt()
@@ -106,7 +130,7 @@ class _Solver:
         self, rows: torch.Tensor, levels: torch.Tensor, keep: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Codes uint8 (out, in), scales (out,) as bfloat16 holds them, and levels (out, in)."""
-        scales = _as_held(self._first_scales(rows, levels, keep))
+        scales = _as_held(self.first_scales(rows, levels, keep)[0])
         found = self._feed_back(rows, levels, scales, keep)
         for _ in range(_ROUNDS):
             scales = _as_held(self._fitted_scales(rows, found, scales))
@@ -117,8 +141,10 @@ class _Solver:
             codes *= keep
         return codes, scales, found
 
-    def _first_scales(self, rows: torch.Tensor, levels: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
-        """Those that lose least when each weight goes to its nearest level."""
+    def first_scales(
+        self, rows: torch.Tensor, levels: torch.Tensor, keep: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Those that lose least when each weight goes to its nearest level, (out,), and what they lose."""
         weights = (1 / self._factor.diagonal().square())[torch.argsort(self._order)]
         weights = weights.expand_as(rows) if keep is None else weights * keep
         size = ((rows.square() * weights).sum(1) / weights.sum(1).clamp_min(1e-30)).sqrt()
@@ -129,7 +155,7 @@ class _Solver:
             errors = ((rows - _nearest(rows / scales[:, None], levels) * scales[:, None]).square() * weights).sum(1)
             better = errors < least
             least, best = torch.where(better, errors, least), torch.where(better, scales, best)
-        return best
+        return best, least
 
     def _feed_back(
         self, rows: torch.Tensor, levels: torch.Tensor, scales: torch.Tensor, keep: torch.Tensor | None

@@ -115,27 +115,26 @@ def test_sensitivities_leave_the_model_as_it_was_and_see_every_target(case, sequ
             torch.testing.assert_close(own.tokens.mean((1, 2)), torch.ones(len(own.tokens)))
 
 
-def test_sensitivity_is_what_an_error_of_an_output_costs(sequences):
-    """The mean rise of the loss under a small random error of one target's outputs."""
+def test_sensitivity_is_what_an_error_of_a_weight_costs(sequences):
+    """The mean rise of the loss under small random changes of one weight, each as large as its input is small."""
     model = build_model("mamba").double().eval()
     target = next(target for target in find_targets(model) if target.component == "out_proj")
     many = torch.randint(0, VOCABULARY, (64, LENGTH), generator=torch.Generator().manual_seed(2))
     rows = measure_sensitivity(model, [target], many, seed=0)[target.name].rows.double()
+    seen = []
     with torch.no_grad():
-        dense = model(input_ids=many).logits.log_softmax(-1)
-        generator, size = torch.Generator().manual_seed(3), 1e-3
         module = model.get_submodule(target.name.removesuffix(".weight"))
-
-        def disturb(_, __, output):
-            return output + size * torch.randn(output.shape, generator=generator, dtype=output.dtype)
-
-        handle = module.register_forward_hook(disturb)
-        rises = []
-        for _ in range(8):
+        handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0].square().mean((0, 1))))
+        dense = model(input_ids=many).logits.log_softmax(-1)
+        handle.remove()
+        weight, generator, size, rises = target.weight(model), torch.Generator().manual_seed(3), 1e-3, []
+        before = weight.clone()
+        for _ in range(16):
+            noise = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+            weight.copy_(before + size * noise / seen[0].sqrt())
             other = model(input_ids=many).logits.log_softmax(-1)
             rises.append(float((dense.exp() * (dense - other)).sum(-1).mean()))
-        handle.remove()
-    expected = 0.5 * size**2 * float(rows.sum())
+    expected = 0.5 * size**2 * float(rows.sum()) * weight.shape[1]
     assert sum(rises) / len(rises) == pytest.approx(expected, rel=0.25)
 
 

@@ -60,8 +60,8 @@ def test_curves_fall_with_the_bits_and_follow_rows_and_inputs():
     inputs = torch.randn(400, 80, generator=generator)
     hessian = (inputs.T @ inputs / 400).double()
     rows = torch.tensor([1.0, 2.0, 1.0, 1.0, 0.0, 1.0])
-    found = row_curves(weight, hessian, rows, ERRORS)
+    found = row_curves(weight, hessian, rows)
     assert (found.losses.diff(dim=1) <= 0).all()
     assert torch.equal(found.losses[4], torch.zeros(len(WIDTHS), dtype=torch.float64))
-    torch.testing.assert_close(row_curves(weight, hessian, 2 * rows, ERRORS).losses, 2 * found.losses)
+    torch.testing.assert_close(row_curves(weight, hessian, 2 * rows).losses, 2 * found.losses)
     assert found.sizes.tolist() == [bits * 128 for bits in WIDTHS]
