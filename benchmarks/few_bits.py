@@ -1,6 +1,6 @@
 """Quality within a budget of bits, one-shot, for each size and calibration seed.
 
-    python benchmarks/few_bits.py MODEL --out benchmarks/results/few_bits.jsonl [--bits 4.25 3.25 2.75 2.5 2.25 2.1 1.5]
+    python benchmarks/few_bits.py MODEL --out benchmarks/results/few_bits.jsonl [--bits 4.25 3.25 2.5 2.1 1.5]
         [--seeds 3] [--windows N] [--window 1024] [--c4] [--values int2 --sparsity 0.5]
     python benchmarks/few_bits.py --table benchmarks/results/few_bits.jsonl
 

@@ -211,7 +211,7 @@ class ReadyToPrune:
             return None
         with meter.step("round"):
             bf16 = in_bfloat16(self.config.calibration_bf16, self.model.device)
-            return round_model(self.model, self.targets, self.sequences, self.config, dtype, bf16)
+            return round_model(self.model, self.targets, self.sequences, self.config, dtype, bf16=bf16)
 
     def _train(self, teacher: PreTrainedModel | None, meter: CostMeter) -> tuple[RecoveryFacts | None, Budget | None]:
         """Recover, and prune while doing so where that is asked for: what came of it, and the last budget then."""

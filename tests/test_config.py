@@ -13,6 +13,7 @@ from hf_mamba_prune.config import CONFIG_NAME, PruningConfig
 
 EVERY_FIELD = dict(
     sparsity=0.7,
+    code_bits=3,
     pattern="unstructured",
     score="fisher",
     allocation="per-row",
@@ -53,12 +54,41 @@ def test_defaults():
 
 def test_every_field_survives_json_and_a_folder(tmp_path):
     config = PruningConfig(**EVERY_FIELD)
-    assert set(EVERY_FIELD) == {f.name for f in dataclasses.fields(PruningConfig)}
+    assert set(EVERY_FIELD) | {"bits", "size"} == {f.name for f in dataclasses.fields(PruningConfig)}
     assert {name: getattr(config, name) for name in EVERY_FIELD} == EVERY_FIELD
     assert PruningConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     config.save_pretrained(tmp_path / "new" / "folder")
     assert PruningConfig.from_pretrained(tmp_path / "new" / "folder") == config
     assert PruningConfig.from_pretrained(str(tmp_path / "new" / "folder")) == config
+
+
+@pytest.mark.parametrize("budget", [{"bits": 2.5}, {"bits": 3}, {"size": 60_000_000}])
+def test_a_budget_prunes_nothing_by_itself_and_survives_json(budget):
+    config = PruningConfig(**budget)
+    assert config.rounds and config.sparsity == 0
+    assert PruningConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"bits": 2.5, "size": 100}, "bits and size are two answers"),
+        ({"bits": 2.5, "code_bits": 2}, "bits and code_bits are two answers"),
+        ({"bits": 0.1}, "bits is 0.1; expected 0.3 to 6.5"),
+        ({"bits": 12.0}, "bits is 12.0; expected 0.3 to 6.5"),
+        ({"bits": "2"}, "bits is '2'"),
+        ({"bits": math.nan}, "bits is nan"),
+        ({"code_bits": 5}, "code_bits is 5; expected 1 to 4"),
+        ({"code_bits": 2.0}, "code_bits is 2.0"),
+        ({"size": 0}, "size is 0"),
+        ({"size": True}, "size is True"),
+        ({"bits": 2.5, "sparsity": 0.5}, "leave out one of them"),
+        ({"size": 10**7, "pattern": "2:4"}, "leave out one of them"),
+    ],
+)
+def test_budgets_that_mean_nothing_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        PruningConfig(**values)
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "4:8", "1:3", "3:7"])

@@ -147,7 +147,7 @@ def round_model(
         weight.copy_(rounded.weight)
         packed[target.name] = _packed(rounded, bits, table, dtype, own)
 
-    walk(MemoryBlocks(model), inner, sequences, visit, bf16, tokens)
+    walk(MemoryBlocks(model), inner, sequences, visit, bf16=bf16, tokens=tokens)
     put_on_grids(model, {**packed, **plan.outer.tensors})
     return _facts(inner, packed, plan)
 

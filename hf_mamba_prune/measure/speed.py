@@ -143,9 +143,10 @@ def _load(name: str, folder: Path) -> PreTrainedModel:
 
 
 def _values_of(model: PreTrainedModel) -> str:
-    """The dtype of the weights, where they are packed that of most of them."""
-    dtypes = [module.weight.matrix.dtype for module in packed_modules(model).values()] or [model.dtype]
-    return str(max(set(dtypes), key=dtypes.count)).removeprefix("torch.")
+    """The dtype of the weights, where they are packed that of most of them, or `codes`."""
+    held = [module.weight.matrix for module in packed_modules(model).values()]
+    kinds = ["codes" if matrix.grid else matrix.coding for matrix in held] or [str(model.dtype).removeprefix("torch.")]
+    return max(set(kinds), key=kinds.count)
 
 
 def _seconds_of_prefill(model: PreTrainedModel, ids: torch.Tensor) -> float:

@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from hf_mamba_prune.publish.escapes import Plain, for_address, for_code, for_markdown, for_string, in_line
 from hf_mamba_prune.reading import is_word
-from hf_mamba_prune.report import PruningReport, SpeedFacts, TaskMetrics
+from hf_mamba_prune.report import PruningReport, RoundingFacts, SpeedFacts, TaskMetrics
 from hf_mamba_prune.texts.sources import hub_dataset
 
 CARD_NAME = "README.md"
@@ -50,9 +50,13 @@ def render_card(report: PruningReport, repo: str | None = None) -> str:
 
 
 def default_name(report: PruningReport) -> str:
-    """`state-spaces/mamba-370m` at 0.7 -> `mamba-370m-pruned-70`; at what came of it where that is more."""
+    """`state-spaces/mamba-370m` at 0.7 -> `mamba-370m-pruned-70`; at what came of it where that is more.
+    Rounded to 2.5 bits, `mamba-370m-2.5-bits`."""
     found = max(report.sparsity.asked, report.sparsity.prunable.sparsity)
-    return f"{report.model.id.split('/')[-1]}-pruned-{round(100 * found)}"
+    name = report.model.id.split("/")[-1]
+    if report.config.get("bits") or report.config.get("size"):
+        return f"{name}-{report.rounding.bits:.3g}-bits" if report.rounding else name
+    return f"{name}-pruned-{round(100 * found)}"
 
 
 def base_model(report: PruningReport) -> str | None:
@@ -70,12 +74,12 @@ def card_data(report: PruningReport, repo: str) -> ModelCardData:
     return ModelCardData(
         library_name="transformers",
         base_model=base,
-        base_model_relation="finetune" if base else None,
+        base_model_relation=("quantized" if report.rounding else "finetune") if base else None,
         pipeline_tag=report.model.pipeline,
         license=report.model.license if is_word(report.model.license) else None,
         language=[word for word in report.model.language if is_word(word)] or None,
         datasets=list(datasets) or None,
-        tags=list(TAGS),
+        tags=list(TAGS) + (["quantized"] if report.rounding else []),
         model_name=in_line(repo.split("/")[-1]) if results else None,
         eval_results=results or None,
     )
@@ -165,6 +169,7 @@ def _values(report: PruningReport, repo: str) -> dict[str, object]:
             }
             for count in facts.components
         ],
+        "rounding": None if report.rounding is None else _rounding(report.rounding),
         "command": report.command,
         "config": Plain(json.dumps(report.config, indent=2)),
         "calibration": report.calibration,
@@ -173,6 +178,19 @@ def _values(report: PruningReport, repo: str) -> dict[str, object]:
         "versions": {name: found for name, found in report.versions.items() if found[:1].isdigit()},
         "hardware": report.hardware,
     }
+
+
+def _rounding(facts: RoundingFacts) -> dict[str, object]:
+    rows = [
+        {
+            "name": own.name,
+            "weights": f"{own.weights:,}",
+            "bits": f"{own.bits:.3f}",
+            "rows": [f"{count / max(1, sum(own.rows)):.1%}" for count in own.rows],
+        }
+        for own in facts.components
+    ]
+    return {"bits": f"{facts.bits:.3f}", "embeddings": facts.embedding_bits, "components": rows}
 
 
 def _quality(dense, pruned) -> dict[str, object]:
