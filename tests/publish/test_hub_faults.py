@@ -5,17 +5,17 @@ from __future__ import annotations
 import shlex
 import shutil
 import time
-from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
 import local_hub as hubs
+import pushing
 import pytest
 from conftest import run
 from local_hub import ALICE
-from pushing import PRUNE, REPO, make_place
+from pushing import REPO
 
-local_hub = hubs.local_hub
+local_hub, pruned = hubs.local_hub, pushing.pruned
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning", "ignore:Warnings while validating")
 PUSH = ("push", "out", "--repo-id", REPO, "--force")
 
@@ -54,17 +54,6 @@ HARMLESS = {
     *product(["grant"], ["404"]),  # an older store: without one
 }
 """The client goes on, and the push is made."""
-
-
-@pytest.fixture(scope="module")
-def pruned(tmp_path_factory) -> Iterator[Path]:
-    """A folder with a finished result in `out`."""
-    folder = tmp_path_factory.mktemp("pruned")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        make_place()
-        assert run(*PRUNE, "--quiet") == 0
-    return folder
 
 
 def contents(folder: Path) -> dict[str, bytes]:
