@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx2
 from huggingface_hub import get_session, set_client_factory
@@ -19,6 +21,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from huggingface_hub.utils import hf_raise_for_status, parse_ratelimit_headers
+from huggingface_hub.utils._xet import abort_xet_session
 
 UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, NameError)
 """What the client raises when an answer is not JSON, or JSON of another shape: it looks into it without a check."""
@@ -44,6 +47,10 @@ _COMMIT_SECONDS = 50.0
 
 _STORE = {"RETRY_MAX_ATTEMPTS": "3", "RETRY_BASE_DELAY": "1s", "RETRY_MAX_DURATION": "20s", "CONNECT_TIMEOUT": "10s"}
 """hf_xet's own settings let a store that answers 429 or not at all take minutes for each request."""
+
+
+_SILENCE, _SLOWEST = 40.0, 1 << 17
+"""Seconds that hf_xet is given, and bytes that it must send in each second after those."""
 
 
 def bound_waiting() -> None:
@@ -105,6 +112,30 @@ class _Patience:
             self._stateless = 0 if _has_state(response) else self._stateless + 1
             if self._stateless >= _STATELESS:
                 raise ValueError("a job without a state")  # for the client it is one that goes on
+
+
+@contextmanager
+def bounded_store(files: Iterable[Path]) -> Iterator[None]:
+    """End hf_xet's work after a time that grows with what is sent: it has no limit for a store that takes it in
+    silence.
+
+    Args:
+        files: that are sent.
+    """
+    limit = _SILENCE + sum(path.stat().st_size for path in files) / _SLOWEST
+    done = threading.Event()
+
+    def watch() -> None:
+        left = not done.wait(limit)
+        while left:  # again, as it may not have begun
+            abort_xet_session()
+            left = not done.wait(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
 
 
 def _key(request: httpx2.Request) -> tuple[str, str]:
@@ -211,6 +242,7 @@ def _store_failure(what: str, message: str) -> str:
     if found and "xet-write-token" in message:
         return f"the Hub refuses {what} (HTTP {found[1]}): {_reason(int(found[1]))}."
     how = f"HTTP {found[1]}" if found else "it cannot be reached, or breaks off"
+    how = "it does not answer" if message.startswith("Operation cancelled") else how
     how = "its answer cannot be read" if message.startswith(("Internal error", "I/O error")) else how
     return (
         f"the Hub's content store did not take the files of {what} ({how}): try again later, or go around it with "

@@ -10,7 +10,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
-from hf_mamba_prune.hub_answers import hub_errors
+from hf_mamba_prune.hub_answers import bounded_store, hub_errors
 from hf_mamba_prune.publish.card import CARD_NAME, default_name, render_card
 from hf_mamba_prune.publish.escapes import in_line
 from hf_mamba_prune.publish.held import HUBS_OWN, Held
@@ -266,7 +266,7 @@ def _commit(choice: PushChoice, held: Held, title: str, files: dict[str, Path]) 
     ]
     operations += [CommitOperationDelete(name) for name in sorted(held.files.keys() - files.keys() - {HUBS_OWN})]
     try:
-        with hub_errors(choice.target):
+        with hub_errors(choice.target), bounded_store(files.values()):
             done = HfApi().create_commit(
                 choice.target,
                 operations,

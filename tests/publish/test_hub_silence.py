@@ -47,7 +47,6 @@ def test_a_silent_hub_is_given_up_within_a_minute(result, local_hub, monkeypatch
     code = run(*PUSH)
     seconds = time.monotonic() - start
     error = capsys.readouterr().err
-    print(name, xet, code, round(seconds, 1), failure.hits, error[-300:])
     assert failure.hits and seconds < 60 - PAUSES * (failure.hits == 6)
     assert code == 1 and "The result is in out; push it with: " in error and "Traceback" not in error
 
@@ -71,3 +70,31 @@ def test_what_is_asked_again_and_again_without_an_answer_is_waited_for_less(resu
     assert "The result is in out; push it with: " in capsys.readouterr().err
     failure.times = 0
     assert run(*PUSH) == 0
+
+
+@pytest.mark.parametrize("name", ["xorb", "store"])
+def test_a_store_that_is_silent_is_given_up(result, local_hub, monkeypatch, capsys, name):
+    local_hub.attach(monkeypatch, result / "home", ALICE.token, xet=True)
+    monkeypatch.setattr(hub_answers, "_SILENCE", 2)
+    failure = local_hub.fail(*WITH_XET[name], delay=1000, times=None)
+    start = time.monotonic()
+    assert run(*PUSH) == 1
+    assert failure.hits and time.monotonic() - start < 20
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "content store did not take" in error and "it does not answer" in error and "push it with: " in error
+    failure.times = 0
+    assert run(*PUSH) == 0
+
+
+def test_a_large_file_is_sent_for_as_long_as_a_slow_line_takes(tmp_path, monkeypatch):
+    ended = []
+    monkeypatch.setattr(hub_answers, "_SILENCE", 0)
+    monkeypatch.setattr(hub_answers, "abort_xet_session", lambda: ended.append("ended"))
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(10 << 30)
+    with hub_answers.bounded_store([tmp_path / "large"]):
+        time.sleep(0.3)
+    assert not ended and (10 << 30) / hub_answers._SLOWEST > 20 * 3600
+    with hub_answers.bounded_store([]):
+        time.sleep(0.3)
+    assert ended
