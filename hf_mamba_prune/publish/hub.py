@@ -180,6 +180,10 @@ def _card(folder: Path, report: PruningReport, repo: str) -> bytes:
     return render_card(report, repo).encode("utf-8")
 
 
+class HalfDone(RuntimeError):
+    """A push that began and can be repeated; other errors without a cause are refusals."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pushed:
     """What became of a push.
@@ -234,7 +238,7 @@ def push_result(folder: Path, choice: PushChoice) -> Pushed:
             HfApi().create_repo(choice.target, private=choice.private or None, exist_ok=True)
         held = choice.held()  # its first commit; or a model, where somebody else was faster
         if held.commit is None:
-            raise RuntimeError(f"{choice.target} was made and cannot be seen: check your token with `hf auth whoami`.")
+            raise HalfDone(f"{choice.target} was made and cannot be seen: check your token with `hf auth whoami`.")
     return Pushed(address=_commit(choice, held, title, {name: folder / name for name in files}))
 
 
