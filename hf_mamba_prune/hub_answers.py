@@ -64,8 +64,8 @@ def bound_waiting() -> None:
     found = get_session().event_hooks
     others = {kind: [hook for hook in hooks if not isinstance(hook, _Hook)] for kind, hooks in found.items()}
     hooks: dict[str, list[Callable[..., object]]] = {
-        "request": [*others["request"], _Hook(patience.bound)],
-        "response": [*others["response"], _Hook(patience.answered)],
+        "request": [*others["request"], _Hook(call=patience.bound)],
+        "response": [*others["response"], _Hook(call=patience.answered)],
     }
 
     def make() -> httpx2.Client:
@@ -74,7 +74,7 @@ def bound_waiting() -> None:
     set_client_factory(make)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Hook:
     """One of ours, told from others so that it is not added twice."""
 
