@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 import httpx2
 from huggingface_hub import get_session, set_client_factory
@@ -17,6 +21,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from huggingface_hub.utils import hf_raise_for_status, parse_ratelimit_headers
+from huggingface_hub.utils._xet import abort_xet_session
 
 UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, NameError)
 """What the client raises when an answer is not JSON, or JSON of another shape: it looks into it without a check."""
@@ -29,12 +34,23 @@ ODD_ANSWER = (
 LONGEST_PAUSE = 8
 """Seconds; the client waits as long as a `Retry-After` says, and does so five times."""
 
-_SECONDS = {"connect": 10.0, "read": 30.0, "write": 60.0}
-_COMMIT_SECONDS = 120.0
+_SECONDS = {
+    "connect": (10.0, 6.0, 4.0, 3.0, 2.0, 2.0),
+    "read": (20.0, 6.0, 3.0, 2.0, 1.0, 1.0),
+    "write": (20.0, 5.0, 3.0, 2.0, 1.0, 1.0),
+}
+"""For which a request that nothing answers is waited for, the first time and when it is asked again: with the client's
+pauses of 23 seconds between its six tries less than a minute."""
+
+_COMMIT_SECONDS = 50.0
 """A commit of many files is answered late, and is not asked for twice."""
 
 _STORE = {"RETRY_MAX_ATTEMPTS": "3", "RETRY_BASE_DELAY": "1s", "RETRY_MAX_DURATION": "20s", "CONNECT_TIMEOUT": "10s"}
 """hf_xet's own settings let a store that answers 429 or not at all take minutes for each request."""
+
+
+_SILENCE, _SLOWEST = 40.0, 1 << 17
+"""Seconds that hf_xet is given, and bytes that it must send in each second after those."""
 
 
 def bound_waiting() -> None:
@@ -44,12 +60,12 @@ def bound_waiting() -> None:
     """
     for name, value in _STORE.items():
         os.environ.setdefault(f"HF_XET_CLIENT_{name}", value)
+    patience = _Patience()
     found = get_session().event_hooks
-    before = [hook for hook in found["request"] if hook is not _bound]
-    after = [hook for hook in found["response"] if hook is not _refuse_long_pause]
+    others = {kind: [hook for hook in hooks if not isinstance(hook, _Hook)] for kind, hooks in found.items()}
     hooks: dict[str, list[Callable[..., object]]] = {
-        "request": [*before, _bound],
-        "response": [*after, _refuse_long_pause],
+        "request": [*others["request"], _Hook(call=patience.bound)],
+        "response": [*others["response"], _Hook(call=patience.answered)],
     }
 
     def make() -> httpx2.Client:
@@ -58,17 +74,87 @@ def bound_waiting() -> None:
     set_client_factory(make)
 
 
-def _bound(request: httpx2.Request) -> None:
-    limits = request.extensions.setdefault("timeout", {})
-    for kind, seconds in _SECONDS.items():
-        if limits.get(kind) is None:
-            limits[kind] = _COMMIT_SECONDS if kind == "read" and "/commit/" in request.url.path else seconds
+@dataclass(frozen=True, kw_only=True)
+class _Hook:
+    """One of ours, told from others so that it is not added twice."""
+
+    call: Callable[..., object]
+
+    def __call__(self, found: object) -> object:
+        return self.call(found)
 
 
-def _refuse_long_pause(response: httpx2.Response) -> None:
-    if (pause(response) or 0) > LONGEST_PAUSE:
-        response.read()
-        hf_raise_for_status(response)
+class _Patience:
+    """How long the requests of a client are waited for, and which answers are not."""
+
+    def __init__(self) -> None:
+        self._asked: Counter[tuple[str, str]] = Counter()
+        self._stateless = 0
+
+    def bound(self, request: httpx2.Request) -> None:
+        """Limit a request that is about to be sent; the less, the more often it went without an answer."""
+        limits = request.extensions.setdefault("timeout", {})
+        key = _key(request)
+        tries = self._asked[key]
+        self._asked[key] += 1
+        for kind, seconds in _SECONDS.items():
+            if limits.get(kind) is None:
+                own = seconds[min(tries, len(seconds) - 1)]
+                limits[kind] = _COMMIT_SECONDS if kind == "read" and "/commit/" in request.url.path else own
+
+    def answered(self, response: httpx2.Response) -> None:
+        """Refuse what would be waited for without end."""
+        self._asked.pop(_key(response.request), None)
+        if (pause(response) or 0) > LONGEST_PAUSE:
+            response.read()
+            hf_raise_for_status(response)
+        if response.status_code == 200 and _JOB.fullmatch(response.request.url.path):
+            self._stateless = 0 if _has_state(response) else self._stateless + 1
+            if self._stateless >= _STATELESS:
+                raise ValueError("a job without a state")  # for the client it is one that goes on
+
+
+@contextmanager
+def bounded_store(files: Iterable[Path]) -> Iterator[None]:
+    """End hf_xet's work after a time that grows with what is sent: it has no limit for a store that takes it in
+    silence.
+
+    Args:
+        files: that are sent.
+    """
+    limit = _SILENCE + sum(path.stat().st_size for path in files) / _SLOWEST
+    done = threading.Event()
+
+    def watch() -> None:
+        left = not done.wait(limit)
+        while left:  # again, as it may not have begun
+            abort_xet_session()
+            left = not done.wait(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+def _key(request: httpx2.Request) -> tuple[str, str]:
+    return request.method, str(request.url.copy_with(query=None))
+
+
+_JOB = re.compile(r".*/api/jobs/[^/]+/[^/]+")
+_STATELESS = 3
+"""Answers about a job without its state, one after the other, that are still borne."""
+
+
+def _has_state(response: httpx2.Response) -> bool:
+    response.read()
+    try:
+        found = response.json()
+    except ValueError:
+        return False
+    status = found.get("status") if isinstance(found, dict) else None
+    return isinstance(status, dict) and isinstance(status.get("stage"), str)
 
 
 def pause(response: httpx2.Response) -> int | None:
@@ -156,6 +242,7 @@ def _store_failure(what: str, message: str) -> str:
     if found and "xet-write-token" in message:
         return f"the Hub refuses {what} (HTTP {found[1]}): {_reason(int(found[1]))}."
     how = f"HTTP {found[1]}" if found else "it cannot be reached, or breaks off"
+    how = "it does not answer" if message.startswith("Operation cancelled") else how
     how = "its answer cannot be read" if message.startswith(("Internal error", "I/O error")) else how
     return (
         f"the Hub's content store did not take the files of {what} ({how}): try again later, or go around it with "

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from hf_mamba_prune.command import cli
 from hf_mamba_prune.masks.budget import Budget, allocate
 from hf_mamba_prune.masks.model import apply_masks, masks_within, scores_of_model
+from hf_mamba_prune.measure import speed
 
 
 def run(*arguments: str) -> int:
@@ -54,6 +55,12 @@ def mamba() -> PreTrainedModel:
 def tokenizer() -> PreTrainedTokenizerFast:
     """See `build_tokenizer`; no test changes it."""
     return build_tokenizer()
+
+
+@pytest.fixture
+def speeds_here(monkeypatch) -> None:
+    """Speeds are measured in this process, over a few tokens: a process for each is a matter of other tests."""
+    monkeypatch.setattr(speed, "measure_apart", lambda name, folder, _: speed.measure(name, folder, 4, 1))
 
 
 @pytest.fixture(scope="session", autouse=True)

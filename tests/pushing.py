@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+from conftest import run
 from local_hub import ALICE
 from tiny_models import build_model, build_tokenizer
 
@@ -20,6 +22,26 @@ def place(tmp_path, monkeypatch, local_hub) -> Path:
     local_hub.attach(monkeypatch, tmp_path / "home", ALICE.token)
     monkeypatch.chdir(tmp_path)
     make_place()
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory) -> Path:
+    """A place with a finished result in `out`, which no test may change."""
+    folder = tmp_path_factory.mktemp("pruned")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        make_place()
+        assert run(*PRUNE, "--quiet") == 0
+    return folder
+
+
+@pytest.fixture
+def result(pruned, tmp_path, monkeypatch, local_hub) -> Path:
+    """A copy of `pruned`, in which the command runs as alice."""
+    shutil.copytree(pruned, tmp_path, dirs_exist_ok=True)
+    local_hub.attach(monkeypatch, tmp_path / "home", ALICE.token)
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 

@@ -12,7 +12,7 @@ from hf_mamba_prune.measure.evaluation import source_words
 from hf_mamba_prune.texts.sources import read_text
 
 
-def test_the_demo_prunes_the_bundled_model_and_may_be_repeated(tmp_path):
+def test_the_demo_prunes_the_bundled_model_and_may_be_repeated(tmp_path, speeds_here):
     job = demo_job(tmp_path / "out", 0.7)
     small = replace(
         job,

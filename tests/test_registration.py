@@ -35,8 +35,11 @@ def test_every_public_name_is_found_and_is_what_a_type_checker_sees():
 
 @pytest.mark.parametrize(
     "imports",
-    ["import hf_mamba_prune, transformers", "import transformers, hf_mamba_prune"]
-    + ["from transformers import AutoModelForSequenceClassification; import hf_mamba_prune, transformers"],
+    [
+        "import hf_mamba_prune, transformers",
+        "from transformers import AutoModelForSequenceClassification; import hf_mamba_prune, transformers",
+        pytest.param("import transformers, hf_mamba_prune", marks=pytest.mark.slow),
+    ],
 )
 def test_auto_classes_know_the_heads_in_whichever_order(imports):
     code = (

@@ -8,7 +8,7 @@ from pathlib import Path
 from hf_mamba_prune.command import choices
 from hf_mamba_prune.command.console import open_console, print_json
 from hf_mamba_prune.command.option_groups import OutputOptions, PushOptions
-from hf_mamba_prune.publish.hub import PushChoice, Pushed, push_result, write_card
+from hf_mamba_prune.publish.hub import HalfDone, PushChoice, Pushed, push_result, write_card
 
 
 def card(folder: Path, repo_id: str | None) -> None:
@@ -24,7 +24,8 @@ def push(folder: Path, hub: PushOptions, revision: str | None, overwrite: bool, 
         try:
             done = push_result(folder, choice)
         except (RuntimeError, OSError) as error:
-            if error.__cause__ is None and isinstance(error, RuntimeError):  # a refusal, which says what to do
+            refused = error.__cause__ is None and isinstance(error, RuntimeError) and not isinstance(error, HalfDone)
+            if refused:  # which says what to do
                 raise
             raise kept(folder, choice, error) from error
         if shown.as_json:

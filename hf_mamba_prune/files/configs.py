@@ -9,10 +9,10 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from hf_mamba_prune.files.fields import check_fields, wrong_field
 from hf_mamba_prune.files.state_spaces import convert_config, is_original_layout
 from hf_mamba_prune.files.version_1 import is_version_1
 from hf_mamba_prune.models.architectures import ARCHITECTURES
+from hf_mamba_prune.models.fields import check_fields, wrong_field
 from hf_mamba_prune.packed.config import METHOD
 from hf_mamba_prune.reading import read_json
 

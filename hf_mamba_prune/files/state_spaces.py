@@ -19,8 +19,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from hf_mamba_prune.files.fields import check_fields, wrong_field
 from hf_mamba_prune.files.weights import WHOLE, read_state, weight_files
+from hf_mamba_prune.models.fields import check_fields, wrong_field
 
 TOKENIZER = "EleutherAI/gpt-neox-20b"
 OLD_NAME = "backbone.embedding."

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_mamba_prune.models.architectures import architecture_of
+from hf_mamba_prune.models.fields import check_fields
 from hf_mamba_prune.models.model_config import config_of
 from hf_mamba_prune.packed.config import METHOD, check_values
 from hf_mamba_prune.packed.packing import pack_into
@@ -75,7 +77,20 @@ def load_packed(folder: Path | str, unpack: bool | None = None, **options: Any) 
         folder: of a packed checkpoint, or a Hub id.
         unpack: as in `PackedConfig`.
         options: of `from_pretrained`.
+
+    Raises:
+        ValueError: a config that cannot be, or files that are damaged.
     """
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config = _config(folder)
     config.quantization_config = config.quantization_config | {"unpack": unpack}
     return AutoModelForCausalLM.from_pretrained(folder, config=config, trust_remote_code=False, **options)
+
+
+def _config(folder: Path | str) -> PreTrainedConfig:
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (StrictDataclassError, TypeError, AttributeError, KeyError, ArithmeticError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"config.json of {folder} cannot be used: {reason[:200]}.") from error
+    check_fields(config.to_dict(), str(folder))
+    return config

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
-from hf_mamba_prune.hub_answers import hub_errors
+from hf_mamba_prune.hub_answers import bounded_store, hub_errors
 from hf_mamba_prune.publish.card import CARD_NAME, default_name, render_card
 from hf_mamba_prune.publish.escapes import in_line
 from hf_mamba_prune.publish.held import HUBS_OWN, Held
@@ -19,6 +20,9 @@ POOR_RATIO = 1.5
 """A perplexity above this multiple of the dense one is not pushed unless asked for."""
 
 _NEW = {HUBS_OWN, CARD_NAME}
+
+_LEFT_OUT = ("_*", "checkpoint-*", "*.part", "*.tmp", "*.incomplete", "*~", ".git", ".cache")
+"""Names of files and folders that are not part of a result: what was being written, and a training's checkpoints."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +163,7 @@ def write_card(folder: Path, repo: str | None = None) -> Path:
 
 
 def _write(path: Path, content: bytes) -> Path:
-    temporary = path.with_suffix(".part")
+    temporary = path.with_name(f"_{path.name}.part")  # a name that no push takes, where this process is killed
     temporary.write_bytes(content)
     temporary.replace(path)
     return path
@@ -174,6 +178,10 @@ def _card(folder: Path, report: PruningReport, repo: str) -> bytes:
         if held not in (render_card(report, name) for name in (None, named and named[1])):
             return path.read_bytes()
     return render_card(report, repo).encode("utf-8")
+
+
+class HalfDone(RuntimeError):
+    """A push that began and can be repeated; other errors without a cause are refusals."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,8 +224,7 @@ def push_result(folder: Path, choice: PushChoice) -> Pushed:
     title = f"{in_line(report.model.id)} pruned to {share:.0%} by hf-mamba-prune"
     held = choice.look()
     card = _card(folder, report, choice.target)
-    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    files: dict[str, Path | bytes] = {**found, CARD_NAME: card}
+    files: dict[str, Path | bytes] = {**_files(folder), CARD_NAME: card}
     if held.same(files):
         return Pushed(address=f"{HfApi().endpoint}/{choice.target}/commit/{held.commit}", already=True)
     choice.refuse_model(held)
@@ -231,8 +238,29 @@ def push_result(folder: Path, choice: PushChoice) -> Pushed:
             HfApi().create_repo(choice.target, private=choice.private or None, exist_ok=True)
         held = choice.held()  # its first commit; or a model, where somebody else was faster
         if held.commit is None:
-            raise RuntimeError(f"{choice.target} was made and cannot be seen: check your token with `hf auth whoami`.")
+            raise HalfDone(f"{choice.target} was made and cannot be seen: check your token with `hf auth whoami`.")
     return Pushed(address=_commit(choice, held, title, {name: folder / name for name in files}))
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """What a push sends, by its name there.
+
+    Raises:
+        ValueError: a link leads out of the folder: to something that nobody asked to publish.
+    """
+    found, root = {}, folder.resolve()
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if any(fnmatch(part, form) for part in name.parts for form in _LEFT_OUT):
+            continue
+        if path.is_symlink() and not path.resolve().is_relative_to(root):
+            raise ValueError(
+                f"{path} is a link to something outside {folder}, and a push sends only what lies in it: put the file "
+                "in its place, or remove it."
+            )
+        if path.is_file():
+            found[name.as_posix()] = path
+    return found
 
 
 def _commit(choice: PushChoice, held: Held, title: str, files: dict[str, Path]) -> str:
@@ -242,7 +270,7 @@ def _commit(choice: PushChoice, held: Held, title: str, files: dict[str, Path]) 
     ]
     operations += [CommitOperationDelete(name) for name in sorted(held.files.keys() - files.keys() - {HUBS_OWN})]
     try:
-        with hub_errors(choice.target):
+        with hub_errors(choice.target), bounded_store(files.values()):
             done = HfApi().create_commit(
                 choice.target,
                 operations,

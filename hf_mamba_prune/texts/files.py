@@ -67,9 +67,9 @@ def _rows(stream: IO[bytes], kind: str, path: Path, column: str | None) -> Itera
     if kind == ".arrow":
         return _dataset_rows(_opened(lambda: datasets.Dataset.from_file(str(path)), path), str(path), column)
     if kind in _LINES:
-        return texts_of(_json_lines(stream, path), column, str(path))
+        return texts_of(_json_lines(stream, str(path)), column, str(path))
     if kind == ".json":
-        return texts_of(_json_records(stream, path), column, str(path))
+        return texts_of(json_records(stream, str(path)), column, str(path))
     if kind in _DELIMITERS:
         return texts_of(_table_records(stream, path, _DELIMITERS[kind]), column, str(path), numbers=False)
     return _text_rows(stream)
@@ -86,12 +86,12 @@ def split_lines(lines: Iterable[str]) -> Iterator[str]:
         yield line if line.strip() else ""
 
 
-def _json_lines(lines: Iterable[bytes], path: Path) -> Iterator[Record]:
+def _json_lines(lines: Iterable[bytes], where: str) -> Iterator[Record]:
     for number, line in enumerate(lines, 1):
         line = line.removeprefix(_BOM) if number == 1 else line
         if not line.strip():
             continue
-        place = f"{path}, line {number}"
+        place = f"{where}, line {number}"
         try:
             record = parse_json(line, "it")
         except ValueError as error:
@@ -103,26 +103,39 @@ def _json_lines(lines: Iterable[bytes], path: Path) -> Iterator[Record]:
         yield place, record
 
 
-def _json_records(stream: IO[bytes], path: Path) -> Iterator[Record]:
-    """Of one array of objects or texts, or of one object a line."""
+def json_records(stream: IO[bytes], where: str, field: str | None = None) -> Iterator[Record]:
+    """Of one array of objects or texts, or of one object a line.
+
+    Args:
+        stream: of UTF-8.
+        where: the file, for errors.
+        field: of the one object that the file is, which holds the array; None: the file is the array, or lines.
+
+    Raises:
+        ValueError: it is neither, or nested deeper than `reading.MOST_DEPTH`.
+    """
     head = b""
     while not head.strip() and (line := stream.readline()):
         head += line.removeprefix(_BOM)
-    if not head.lstrip().startswith(b"["):
+    if field is None and not head.lstrip().startswith(b"["):
         blank = head.count(b"\n") - 1 if head.strip() else 0
-        yield from _json_lines((line for part in ([b"\n"] * blank, [head.lstrip()], stream) for line in part), path)
+        yield from _json_lines((line for part in ([b"\n"] * blank, [head.lstrip()], stream) for line in part), where)
         return
     text = head + stream.read(MOST_BYTES)
     if len(text) >= MOST_BYTES:
         raise ValueError(
-            f"{path} is one JSON array of more than {MOST_BYTES:,} bytes: write one object a line (.jsonl)."
+            f"{where} is one JSON array of more than {MOST_BYTES:,} bytes: write one object a line (.jsonl)."
         )
-    values = parse_json(text, str(path))
+    values = parse_json(text, where)
+    if field is not None:
+        if not isinstance(values, dict) or field not in values:
+            raise ValueError(f"{where} is no JSON object with a field {field!r}.")
+        values = values[field]
     for number, value in enumerate(values if isinstance(values, list) else [values], 1):
         record = {"text": value} if isinstance(value, str) else value
         if not isinstance(record, dict):
-            raise ValueError(f"{path}, item {number}: expected a JSON object, found {type(record).__name__}.")
-        yield f"{path}, item {number}", record
+            raise ValueError(f"{where}, item {number}: expected a JSON object, found {type(record).__name__}.")
+        yield f"{where}, item {number}", record
 
 
 def _table_records(stream: IO[bytes], path: Path, delimiter: str) -> Iterator[Record]:
@@ -178,7 +191,9 @@ def _opened(
 ) -> datasets.Dataset | datasets.DatasetDict:
     try:
         return open_it()
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, pyarrow.ArrowException) as error:
+    except (
+        OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, pyarrow.ArrowException,
+    ) as error:  # fmt: skip
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} cannot be read as `datasets` saves it: {reason[:200]}.") from error
 

@@ -13,9 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import datasets
 import pyarrow
 import yaml
 from datasets.data_files import EmptyDatasetError
@@ -23,8 +21,9 @@ from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from hf_mamba_prune.hub_answers import ODD_ANSWER
-from hf_mamba_prune.texts.columns import choose, kinds_of, text_of, texts_of
+from hf_mamba_prune.texts.columns import Record, choose, kinds_of, text_of, texts_of
 from hf_mamba_prune.texts.files import SUFFIXES, file_rows, folder_rows
+from hf_mamba_prune.texts.remote import remote_records
 
 ALIASES = {
     "wikitext": "Salesforce/wikitext:wikitext-103-raw-v1",
@@ -113,20 +112,18 @@ def _capped(rows: Iterator[str], most_characters: int) -> list[str]:
 
 def _hub_rows(source: str, split: str, column: str | None) -> Iterator[str]:
     name, config, own_split = (ALIASES.get(source, source).split(":") + ["", ""])[:3]
-    streaming = not datasets.config.HF_HUB_OFFLINE
     with _hub_errors(source):
-        data = datasets.load_dataset(name, config or None, split=own_split or split, streaming=streaming)
-        records = iter(data)
+        schema, records = remote_records(name, config or None, own_split or split)
         first = next(records, None)
     rest = itertools.chain([] if first is None else [first], _guarded(records, source))
-    if data.features is None:
-        yield from texts_of(((source, record) for record in rest), column, source)
+    if schema is None:
+        yield from texts_of(rest, column, source)
         return
-    key = choose(kinds_of(data.features.arrow_schema), column, source)
-    yield from (text_of(record[key], source, key) for record in rest)
+    key = choose(kinds_of(schema), column, source)
+    yield from (text_of(record.get(key), place, key) for place, record in rest)
 
 
-def _guarded(records: Iterator[dict[str, Any]], source: str) -> Iterator[dict[str, Any]]:
+def _guarded(records: Iterator[Record], source: str) -> Iterator[Record]:
     with _hub_errors(source):
         yield from records
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import warnings
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate.utils import DistributedType
 from torch import nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 
@@ -19,7 +17,15 @@ from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.native import use_native
 from hf_mamba_prune.packed.grids import grids_of
 from hf_mamba_prune.report import SparsityFacts
-from hf_mamba_prune.training.checkpoints import check_whole, finish, newest_whole, unfinished
+from hf_mamba_prune.training.checkpoints import (
+    RunLock,
+    check_whole,
+    finish,
+    newest_whole,
+    set_broken_aside,
+    unfinished,
+)
+from hf_mamba_prune.training.devices import check_arguments
 from hf_mamba_prune.training.distillation import distill, distill_head
 from hf_mamba_prune.training.gradual import STATE_NAME, GradualPruner
 from hf_mamba_prune.training.grids import GridCallback
@@ -42,7 +48,8 @@ class PruningCallback(TrainerCallback):
     Its limits, none of which `PruningTrainer` has: gradients are averaged and masked after they were clipped, so a
     clipped norm still counts those of masked weights; a resumed run starts averages and schedule anew from the zeros
     that it finds; `load_best_model_at_end` may choose a checkpoint before the final sparsity; reporters that come
-    before this callback do not see the sparsity; no `pruning_config.json` is written. One process, or DDP.
+    before this callback do not see the sparsity; no `pruning_config.json` is written; checkpoints are written in
+    place, and one that a killed run left cut short is set aside when the next trainer is made. One process, or DDP.
 
     Args:
         config: how to prune.
@@ -54,6 +61,7 @@ class PruningCallback(TrainerCallback):
         self._pruner: GradualPruner | None = None
         self.sees_gradients = True
         self._held: torch.optim.Optimizer | None = None
+        self._lock: RunLock | None = None
 
     def attach(self, model: PreTrainedModel) -> GradualPruner:
         """The masks of a model; new ones when it is another model than before."""
@@ -79,11 +87,27 @@ class PruningCallback(TrainerCallback):
             inner.register_step_post_hook(lambda *_: self.pruner.apply())
             self._held = inner
 
+    def on_init_end(self, args, state, control, **rest) -> None:
+        for path, wrong in set_broken_aside(Path(args.output_dir)).items() if state.is_world_process_zero else ():
+            warnings.warn(f"a killed run left a checkpoint cut short, as {wrong}: it is {path} now.", stacklevel=2)
+
     def on_train_begin(self, args, state, control, model=None, optimizer=None, **rest) -> None:
-        _check_arguments(args)
+        check_arguments(args)
+        if Path(args.output_dir).is_dir():
+            self._unlock()
+            self._lock = RunLock(Path(args.output_dir))
+            self._lock.take()
         self.attach(getattr(model, "module", model))
         self._hold(optimizer)
         self.pruner.lay_out(state.max_steps, state.global_step)
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def on_train_end(self, args, state, control, **rest) -> None:
+        self._unlock()
 
     def on_pre_optimizer_step(self, args, state, control, **rest) -> None:
         if self.sees_gradients:
@@ -129,7 +153,7 @@ class PruningTrainer(Trainer):
         **kwargs,
     ) -> None:
         super().__init__(*args, **kwargs)
-        _check_arguments(self.args)
+        check_arguments(self.args)
         if self.args.hub_token:
             self.args.hub_token = _Unsaved(self.args.hub_token)
         self.pruning_config = pruning_config
@@ -312,34 +336,3 @@ class PruningTrainer(Trainer):
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """Only models of the final sparsity may be the best one."""
         return self.pruner.finished(self.state.global_step) and super()._determine_best_metric(metrics, trial)
-
-
-def _fsdp_version(args: TrainingArguments) -> int:
-    """Of the arguments, or else of `accelerate launch`, which hands it on so and takes 1 where nothing is said."""
-    return args.fsdp_plugin_args["fsdp_version"] if args.fsdp else int(os.environ.get("FSDP_VERSION", "1"))
-
-
-def _check_arguments(args: TrainingArguments) -> None:
-    """Refuse optimizers and ways of training on many devices that would break the masks.
-
-    Raises:
-        ValueError: says what to use instead.
-    """
-    kind = args.distributed_state.distributed_type
-    optimizer = str(getattr(args.optim, "value", args.optim))
-    if optimizer.startswith("schedule_free"):
-        raise ValueError(
-            f"optim={optimizer!r} puts weights of its own into the model for each evaluation, without the masks: use "
-            "another optimizer, such as adamw_torch."
-        )
-    if args.n_gpu > 1:
-        raise ValueError(
-            "nn.DataParallel copies the model at each step: start with `accelerate launch` (DDP) instead."
-        )
-    if kind == DistributedType.DEEPSPEED or args.deepspeed:
-        raise ValueError("DeepSpeed keeps weights of its own beside the model's: use DDP through `accelerate launch`.")
-    if (kind == DistributedType.FSDP or args.fsdp) and _fsdp_version(args) != 2:
-        raise ValueError(
-            "FSDP1 flattens the weights, and masks have no place in what comes out: use FSDP2 (`fsdp_version: 2` in "
-            "the config of accelerate, or `fsdp_config={'fsdp_version': 2}`), or DDP."
-        )

@@ -127,7 +127,7 @@ def test_a_packed_model_is_evaluated_and_described_like_its_dense_one(place, cap
 
 
 @needs_kernels
-def test_pruning_packs_and_measures(place, capsys):
+def test_pruning_packs_and_measures(place, speeds_here, capsys):
     options = ("--score", "magnitude", "--no-reconstruct", "--no-eval", "--sparsity", "0.8", "--output", "out")
     assert run("model", *options, "--pack", "--values", "int8") == 0
     assert "packed" in capsys.readouterr().out

@@ -6,6 +6,7 @@ import contextlib
 import re
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -92,6 +93,11 @@ class Server(ThreadingMixIn, TCPServer):
         self.stopping = threading.Event()
         self.open: dict[socket.socket, threading.Thread] = {}
         self.thread = threading.Thread(target=self.serve_forever, args=(0.02,), name="local-hub", daemon=True)
+
+    def handle_error(self, request, client_address) -> None:
+        """Say what went wrong here, and nothing of a client that left without its answer."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
     def stop(self) -> None:
         """Close the port and every connection, and wait for the threads."""

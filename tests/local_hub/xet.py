@@ -50,6 +50,8 @@ def upload_xorb(hub: LocalHub, request: Request) -> Answer:
 def upload_shard(hub: LocalHub, request: Request) -> Answer:
     """POST /cas/v1/shards: its files are put together from xorbs, and kept where LFS objects lie"""
     for sha256, parts in files(request.body.read()):
+        if any(xorb not in hub.xorbs for xorb, _, _ in parts):
+            raise HubError(400, "A file of the shard has parts that were not sent.")
         content = [b"".join(hub.xorbs[xorb][first:end]) for xorb, first, end in parts]
         found, _ = hub.blobs.receive(content)
         if found != sha256:

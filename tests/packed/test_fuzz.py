@@ -14,14 +14,13 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from packed_cases import SHARD, load, save, tokens
 from safetensors.torch import load_file, save_file
 from tiny_models import ARCHITECTURE_CASES
 
 from hf_mamba_prune.packed.index import INDEX_NAME, sha256_of
 
-REFUSALS = (ValueError, RuntimeError, OSError, IndexError, StrictDataclassError, TypeError, ArithmeticError)
+REFUSALS = (ValueError, RuntimeError, OSError)
 FIELDS = (
     "num_heads", "head_dim", "n_groups", "state_size", "conv_kernel", "expand", "intermediate_size", "time_step_rank",
     "hidden_size", "num_hidden_layers", "vocab_size", "time_step_limit", "layer_norm_epsilon", "mixer_rms_eps",
@@ -111,7 +110,7 @@ def survive(folder: Path, cases: int, seed: int) -> tuple[int, int]:
             model.generate(tokens(5, 2), max_new_tokens=3, do_sample=False)
             run += 1
         except REFUSALS as error:
-            assert str(error).strip(), type(error)
+            assert "\n" not in str(error).strip() and len(str(error)) > 20, f"{type(error)}: {error}"
             refused += 1
         shutil.rmtree(place)
     return run, refused

@@ -175,7 +175,7 @@ def odd(tmp_path, monkeypatch, local_hub) -> Path:
     return place
 
 
-def test_what_is_published_of_a_run_in_odd_folders_shows_none_of_them(odd, local_hub, capsys):
+def test_what_is_published_of_a_run_in_odd_folders_shows_none_of_them(odd, speeds_here, local_hub, capsys):
     texts = (
         "--calibration",
         str(odd / PLANS / "text.txt"),

@@ -44,14 +44,14 @@ from hf_mamba_prune.publish.card import render_card
 from hf_mamba_prune.publish.hub import PushChoice
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
-local_hub, place = hubs.local_hub, pushing.place
+local_hub, place, pruned, result = hubs.local_hub, pushing.place, pushing.pruned, pushing.result
 
 
 def titles(local_hub, repo: str = REPO) -> list[str]:
     return [commit.title for commit in local_hub.commits(repo)]
 
 
-def test_push_makes_one_commit_that_comes_back_bit_for_bit(place, local_hub, capsys):
+def test_push_makes_one_commit_that_comes_back_bit_for_bit(place, speeds_here, local_hub, capsys):
     assert run(*PRUNE, "--push", "--pack", "--quiet") == 0
     assert len(titles(local_hub)) == 2 and titles(local_hub)[-1] == "initial commit"
     held = set(local_hub.files(REPO))
@@ -101,7 +101,7 @@ def test_evaluate_repeats_the_cards_numbers_and_pruning_again_keeps_the_zeros(pl
     assert PruningReport.load("more").model.id == REPO
 
 
-def test_what_is_not_asked_for_is_not_downloaded(place, local_hub, monkeypatch, capsys):
+def test_what_is_not_asked_for_is_not_downloaded(place, speeds_here, local_hub, monkeypatch, capsys):
     assert run(*PRUNE, "--push", "--pack", "--quiet") == 0
     local_hub.requests.clear()
     assert run("generate", REPO, "the cat", "--max-new-tokens", "3") == 0
@@ -126,11 +126,10 @@ def test_the_license_and_the_languages_of_the_base_model_are_carried_over(place,
     assert data.base_model_relation == "finetune" and "pruned" in data.tags
 
 
-def test_an_existing_model_is_not_overwritten_unless_asked(place, local_hub, capsys):
+def test_an_existing_model_is_not_overwritten_unless_asked(result, local_hub, capsys):
     local_hub.add_model(REPO, {"config.json": b"{}", "old.bin": b"old"})
-    assert run(*PRUNE, "--push") == 1
-    assert "--overwrite" in capsys.readouterr().err and not Path("out").exists()  # before any work
-    assert run(*PRUNE, "--quiet") == 0
+    assert run(*PRUNE, "--push", "--output", "new") == 1
+    assert "--overwrite" in capsys.readouterr().err and not Path("new").exists()  # before any work
     assert run("push", "out", "--repo-id", REPO, "--force") == 1
     assert run("push", "out", "--repo-id", REPO, "--force", "--create-pr", "--json") == 0
     assert "discussions" in json.loads(capsys.readouterr().out)["url"]
@@ -142,8 +141,7 @@ def test_an_existing_model_is_not_overwritten_unless_asked(place, local_hub, cap
     assert json.loads(capsys.readouterr().out)["url"].endswith(local_hub.commits(REPO)[0].id)
 
 
-def test_a_badly_hurt_model_is_refused(place, local_hub, capsys):
-    assert run(*PRUNE, "--quiet") == 0
+def test_a_badly_hurt_model_is_refused(result, local_hub, capsys):
     report = json.loads(Path("out/report.json").read_text())
     report["after"][0]["perplexity"] = 1.6 * report["before"][0]["perplexity"]
     Path("out/report.json").write_text(json.dumps(report))
@@ -166,7 +164,11 @@ FAILURES = {
 }
 
 
-@pytest.mark.parametrize("kind", FAILURES, ids=str)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=[pytest.mark.slow] * (kind not in (500, "cut upload"))) for kind in FAILURES],
+    ids=str,
+)
 def test_a_failure_keeps_the_result_and_says_how_to_go_on(place, local_hub, capsys, kind):
     method, path, how, message = FAILURES[kind]
     failure = local_hub.fail(method, path, **how)
@@ -190,8 +192,7 @@ def test_a_slow_answer_is_waited_for(place, local_hub):
     assert slow.hits == 1 and len(titles(local_hub)) == 2
 
 
-def test_the_command_to_repeat_is_one_that_can_be_pasted(place, local_hub, capsys):
-    assert run(*PRUNE, "--quiet") == 0
+def test_the_command_to_repeat_is_one_that_can_be_pasted(result, local_hub, capsys):
     Path("out").rename("my out")
     local_hub.add_model(REPO, {"README.md": b"# empty"})
     command = repeat_command(Path("my out"), PushChoice(repo=REPO, revision="dev", force=True))
@@ -203,13 +204,12 @@ def test_the_command_to_repeat_is_one_that_can_be_pasted(place, local_hub, capsy
     assert "model.safetensors" in local_hub.files(REPO, "dev") and "model.safetensors" not in local_hub.files(REPO)
 
 
-def test_who_is_not_logged_in_is_told_before_the_work(tmp_path, place, local_hub, monkeypatch, capsys):
+def test_who_is_not_logged_in_is_told_before_the_work(tmp_path, result, local_hub, monkeypatch, capsys):
     local_hub.attach(monkeypatch, tmp_path / "nobody", None)
-    assert run(*PRUNE, "--push") == 1
+    assert run(*PRUNE, "--push", "--output", "new") == 1
     assert "hf auth login" in capsys.readouterr().err
-    assert not Path("out").exists()
+    assert not Path("new").exists()
     local_hub.attach(monkeypatch, tmp_path / "bob", BOB.token)
-    assert run(*PRUNE, "--quiet") == 0
     assert run("push", "out", "--force") == 1
     assert "token may not write" in capsys.readouterr().err
 
@@ -223,8 +223,7 @@ def test_no_secret_is_written_or_shown(place, local_hub, capsys, caplog):
     assert not any(ALICE.token in text for text in everything)
 
 
-def test_the_card_is_written_again_from_the_report(place, capsys):
-    assert run(*PRUNE, "--quiet") == 0
+def test_the_card_is_written_again_from_the_report(result, capsys):
     first = Path("out/README.md").read_bytes()
     Path("out/README.md").unlink()
     assert run("card", "out") == 0

@@ -12,22 +12,15 @@ import pushing
 import pytest
 from conftest import run
 from local_hub import ALICE
-from pushing import PRUNE, REPO
+from pushing import REPO
 
-local_hub, place = hubs.local_hub, pushing.place
+local_hub, pruned, result = hubs.local_hub, pushing.pruned, pushing.result
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 PUSH = ("push", "out", "--repo-id", REPO, "--force")
 
 
-@pytest.fixture
-def pruned(place) -> Path:
-    """A folder with a finished result in `out`, in which the command runs as alice."""
-    assert run(*PRUNE, "--quiet", "--no-eval") == 0
-    return place
-
-
-def test_files_go_through_the_content_store_and_come_back(pruned, local_hub, monkeypatch):
-    local_hub.attach(monkeypatch, pruned / "home", ALICE.token, xet=True)
+def test_files_go_through_the_content_store_and_come_back(result, local_hub, monkeypatch):
+    local_hub.attach(monkeypatch, result / "home", ALICE.token, xet=True)
     assert run(*PUSH) == 0
     asked = [seen.path for seen in local_hub.requests]
     assert any("/cas/v1/xorbs/" in path for path in asked) and not any("/uploads/" in path for path in asked)
@@ -35,7 +28,7 @@ def test_files_go_through_the_content_store_and_come_back(pruned, local_hub, mon
 
 
 @pytest.mark.parametrize("options", [(), ("--create-pr",), ("--overwrite",)])
-def test_a_commit_whose_answer_was_lost_is_seen_by_the_same_push(pruned, local_hub, capsys, options):
+def test_a_commit_whose_answer_was_lost_is_seen_by_the_same_push(result, local_hub, capsys, options):
     if options:
         local_hub.add_model(REPO, {"config.json": b"{}", "old.bin": b"old"})
     local_hub.fail("POST", "/commit/", cut_answer=0)
@@ -51,7 +44,7 @@ def test_a_commit_whose_answer_was_lost_is_seen_by_the_same_push(pruned, local_h
     assert said["url"].endswith("/discussions/1" if options == ("--create-pr",) else local_hub.commits(REPO)[0].id)
 
 
-def test_one_byte_makes_it_another_model(pruned, local_hub, capsys):
+def test_one_byte_makes_it_another_model(result, local_hub, capsys):
     assert run(*PUSH) == 0
     path = Path("out/model.safetensors")
     weights = bytearray(path.read_bytes())
@@ -62,7 +55,7 @@ def test_one_byte_makes_it_another_model(pruned, local_hub, capsys):
 
 
 @pytest.mark.parametrize("new", [True, False])
-def test_a_commit_between_the_look_and_the_push_is_not_overwritten(pruned, local_hub, capsys, new):
+def test_a_commit_between_the_look_and_the_push_is_not_overwritten(result, local_hub, capsys, new):
     if not new:
         local_hub.add_model(REPO, {"config.json": b"{}", "old.bin": b"old"})
     theirs = {"theirs.bin": b"theirs", "config.json": b"[]"}
@@ -85,18 +78,18 @@ def dead_port() -> int:
         return free.getsockname()[1]
 
 
-def test_a_store_that_is_dead_is_given_up(pruned, local_hub, capsys, monkeypatch):
-    local_hub.attach(monkeypatch, pruned / "home", ALICE.token, xet=True)
+def test_a_store_that_is_dead_is_given_up(result, local_hub, capsys, monkeypatch):
+    local_hub.attach(monkeypatch, result / "home", ALICE.token, xet=True)
     local_hub.store_url = f"http://127.0.0.1:{dead_port()}"
     assert run(*PUSH) == 1
     error = capsys.readouterr().err
     assert "content store did not take" in error and "HF_HUB_DISABLE_XET=1" in error and "127.0.0.1" not in error
     monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
-    local_hub.attach(monkeypatch, pruned / "home", ALICE.token)
+    local_hub.attach(monkeypatch, result / "home", ALICE.token)
     assert run(*PUSH) == 0
 
 
-def test_a_pause_of_minutes_is_not_waited_for(pruned, local_hub, capsys):
+def test_a_pause_of_minutes_is_not_waited_for(result, local_hub, capsys):
     failure = local_hub.fail("POST", "/preupload/", 429, retry_after=300, times=None)
     start = time.monotonic()
     assert run(*PUSH) == 1

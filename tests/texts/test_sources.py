@@ -241,7 +241,6 @@ BROKEN = {
     "a card nested deep": {"README.md": b"---\na: " + b"[" * 200_000 + b"\n---\n", "train.txt": b"one\n"},
     "a card that is no YAML": {"README.md": b"---\nconfigs: [\n---\n", "train.txt": b"one\n"},
     "a card of another shape": {"README.md": b"---\nconfigs: 5\ndataset_info: [7]\n---\n", "train.txt": b"one\n"},
-    "rows nested deep": {"train.jsonl": b'{"text": ' + b"[" * 1_500 + b"]" * 1_500 + b"}\n"},
     "rows that are no JSON": {"train.jsonl": b'{"text": "a"}\n{"text":\n'},
     "a parquet that is none": {"train.parquet": b"PAR1" + b"x" * 100 + b"PAR1"},
     "latin": {"train.txt": "caf\u00e9".encode("latin-1") * 50},

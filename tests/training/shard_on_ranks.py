@@ -1,6 +1,6 @@
 """What the tests start as a program of its own, one process a rank: a model divided by FSDP2 becomes sparse.
 
-python shard_on_ranks.py FOLDER RANK RANKS PORT
+python shard_on_ranks.py FOLDER RANKS:PORT ...
 """
 
 from __future__ import annotations
@@ -89,11 +89,7 @@ def equal_weights(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    folder, rank, ranks = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": sys.argv[4]}
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=ranks)
+def work(folder: Path, rank: int, ranks: int) -> None:
     masks = {}
     for name, options in GIVEN.items():
         model = build_model("mamba")
@@ -112,7 +108,25 @@ def main() -> None:
         },
         folder / f"rank-{rank}.pt",
     )  # fmt: skip
-    torch.distributed.destroy_process_group()
+
+
+def main() -> None:
+    """All ranks are forks of one process, which has imported everything; those of each number after the others."""
+    torch.set_num_threads(1)
+    for ranks, port in (map(int, world.split(":")) for world in sys.argv[2:]):
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        folder = Path(sys.argv[1]) / str(ranks)
+        folder.mkdir()
+        running = []
+        for rank in range(ranks):
+            running.append(os.fork())
+            if not running[-1]:
+                torch.distributed.init_process_group("gloo", rank=rank, world_size=ranks)
+                work(folder, rank, ranks)
+                torch.distributed.destroy_process_group()
+                return
+        if any([os.waitpid(pid, 0)[1] for pid in running]):
+            sys.exit(f"a rank of {ranks} failed")
 
 
 if __name__ == "__main__":

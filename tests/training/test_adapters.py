@@ -40,7 +40,7 @@ def test_merged_weights_keep_the_zeros_and_give_the_same_logits(case, safe):
             if "base_layer" in name:
                 torch.testing.assert_close(p, dense[name])
         merged = model.merge_and_unload(safe_merge=safe)
-        torch.testing.assert_close(merged(TOKENS[:2]).logits, before, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(merged(TOKENS[:2]).logits, before, rtol=1e-4, atol=5e-5)
     found = zeros_of(merged)
     assert all(torch.equal(found[name], zeros[name]) for name in zeros)
 

@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 from tiny_models import build_model
 from training_cases import DATA, arguments, config, environment
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_mamba_prune import PruningTrainer
+from hf_mamba_prune import PruningCallback, PruningTrainer
 from hf_mamba_prune.files.loading import weights_sha256
+from hf_mamba_prune.training.checkpoints import RunLock
 from hf_mamba_prune.training.gradual import STATE_NAME
 
 KILLED = """
@@ -145,3 +147,87 @@ def test_a_checkpoint_that_is_written_again_is_replaced(tmp_path):
         (tmp_path / "checkpoint-4" / "old").touch()
     trainer_in(tmp_path).train()
     assert not (tmp_path / "checkpoint-4" / "old").exists() and not (tmp_path / "_unfinished").exists()
+
+
+STOCK_KILLED = """
+import os, signal, sys, torch
+from tiny_models import build_model
+from training_cases import DATA, arguments, config
+from transformers import Trainer
+from hf_mamba_prune import PruningCallback
+torch.set_num_threads(1)
+trainer = Trainer(
+    build_model("mamba"), arguments(sys.argv[1], save_strategy="steps", save_steps=2, seed=3), train_dataset=DATA,
+    callbacks=[PruningCallback(config())],
+)
+def die(*arguments):
+    if trainer.state.global_step == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+trainer._save_optimizer_and_scheduler = die
+trainer.train()
+"""
+
+
+def stock_in(folder: Path) -> Trainer:
+    args = arguments(folder, save_strategy="steps", save_steps=2, seed=3)
+    callbacks = [PruningCallback(config())]
+    return Trainer(build_model("mamba"), args, train_dataset=DATA, callbacks=callbacks)
+
+
+@pytest.mark.slow
+def test_a_killed_run_of_a_stock_trainer_goes_on_from_its_newest_whole_checkpoint(tmp_path):
+    done = subprocess.run([sys.executable, "-c", STOCK_KILLED, str(tmp_path)], timeout=200, env=environment())
+    assert done.returncode == -signal.SIGKILL and get_last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
+    with pytest.warns(
+        UserWarning, match="left a checkpoint cut short, as trainer_state.json is missing: it is .*_bro"
+    ):
+        again = stock_in(tmp_path)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 8 and (tmp_path / "_broken-checkpoint-4").is_dir()
+
+
+@pytest.mark.parametrize("harm", list(BROKEN)[:4])
+def test_broken_checkpoints_are_set_aside_for_a_stock_trainer(tmp_path, whole, harm):
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    name, _, cut = harm.partition(" ")
+    for step in (4, 8):  # of which the earlier is behind a whole one, where nothing looks
+        path = tmp_path / f"checkpoint-{step}" / name
+        path.write_bytes(path.read_bytes()[:-200]) if cut else path.unlink()
+    with pytest.warns(UserWarning, match=f"cut short, as {BROKEN[harm]}: it is .*_broken-checkpoint-8 now"):
+        stock_in(tmp_path)
+    assert get_last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-6")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "_broken-checkpoint-8",
+        *map("checkpoint-{}".format, (2, 4, 6)),
+    }
+    stock_in(tmp_path)  # and that is all
+
+
+def test_the_checkpoint_of_a_living_run_is_left_alone(tmp_path):
+    (tmp_path / "checkpoint-2").mkdir()
+    lock = RunLock(tmp_path)
+    assert lock.take()
+    stock_in(tmp_path)
+    assert (tmp_path / "checkpoint-2").is_dir()
+    lock.close()
+    with pytest.warns(UserWarning, match="cut short"):
+        stock_in(tmp_path)
+    assert not (tmp_path / "checkpoint-2").exists()
+
+
+def test_a_training_holds_its_folder_while_it_lasts(tmp_path):
+    found = []
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args, state, control, **rest):
+            lock = RunLock(tmp_path)
+            found.append(lock.take(alone=True))
+            lock.close()
+
+    trainer = stock_in(tmp_path)
+    trainer.add_callback(Look())
+    trainer.train()
+    assert found == [False] * 8
+    lock = RunLock(tmp_path)
+    assert lock.take(alone=True)
+    lock.close()

@@ -7,7 +7,7 @@ import json
 
 import pytest
 import torch
-from tiny_models import build_model
+from tiny_models import ARCHITECTURE_CASES, build_model
 
 from hf_mamba_prune import Evaluation, PruningConfig, PruningReport, Recovery, TextSource, find_targets, prune
 from hf_mamba_prune.command.cli import main
@@ -22,7 +22,13 @@ def zeros_of(model):
     return sum(int((t.weight(model) == 0).sum()) for t in find_targets(model))
 
 
-@pytest.mark.parametrize("distill", [True, False])
+@pytest.mark.parametrize(
+    ("case", "distill"),
+    [
+        *((case, False) for case in ARCHITECTURE_CASES),
+        *(pytest.param(case, True, marks=[pytest.mark.slow] * (case != "mamba")) for case in ARCHITECTURE_CASES),
+    ],
+)
 def test_recovery_keeps_the_masks_and_is_in_the_report(case, tokenizer, tmp_path, distill):
     evaluation = Evaluation(texts=(TEXT,), window=64)
     results = []

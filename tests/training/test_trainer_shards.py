@@ -20,28 +20,29 @@ from hf_mamba_prune import PruningCallback
 SCRIPT = Path(__file__).with_name("shard_on_ranks.py")
 
 
-def start(folder, ranks):
-    folder.mkdir()
-    command, port = [sys.executable, str(SCRIPT), str(folder)], free_port()
-    running = []
-    for rank in range(ranks):
-        own = [*command, str(rank), str(ranks), str(port)]
-        with (folder / f"log-{rank}").open("w") as log:
-            running.append(subprocess.Popen(own, env=environment(), stdout=log, stderr=subprocess.STDOUT))
-    for rank, process in enumerate(running):
-        assert process.wait(300) == 0, (folder / f"log-{rank}").read_text()[-3000:]
-    return [torch.load(folder / f"rank-{rank}.pt") for rank in range(ranks)]
+def start(folder, *worlds):
+    """Folder and what each rank found, by their number."""
+    command = [sys.executable, str(SCRIPT), str(folder), *(f"{ranks}:{free_port()}" for ranks in worlds)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    own = {ranks: folder / str(ranks) for ranks in worlds}
+    return {n: ([torch.load(own[n] / f"rank-{rank}.pt") for rank in range(n)], own[n]) for n in worlds}
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory):
-    return start(tmp_path_factory.mktemp("shards") / "one", 1)[0]
+def few(tmp_path_factory):
+    return start(tmp_path_factory.mktemp("shards"), 1, 2)
+
+
+@pytest.fixture(scope="module")
+def one(few):
+    return few[1][0][0]
 
 
 @pytest.fixture(scope="module", params=[2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 4))])
-def ranks(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("shards") / "run"
-    return start(folder, request.param), folder
+def ranks(request, few, tmp_path_factory):
+    number = request.param
+    return (few if number in few else start(tmp_path_factory.mktemp("shards"), number))[number]
 
 
 @pytest.mark.parametrize("name", GIVEN)

@@ -25,9 +25,7 @@ class Slowly(TrainerCallback):
         time.sleep(0.5)
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    folder, batch, how = Path(sys.argv[1]), int(sys.argv[2]), "".join(sys.argv[3:])
+def train(folder: Path, batch: int, how: str = "") -> None:
     model = build_model("mamba")
     saving = dict(save_strategy="steps", save_steps=1) if how else {}
     args = arguments(folder / "out", per_device_train_batch_size=batch, seed=5, **saving)
@@ -41,4 +39,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    train(Path(sys.argv[1]), int(sys.argv[2]), "".join(sys.argv[3:]))
