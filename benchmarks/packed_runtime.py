@@ -1,19 +1,18 @@
 """The packed checkpoint and its runtime, beside what else runs a Mamba on a CPU, all in one run.
 
-    python benchmarks/packed_runtime.py [--shapes 130m 370m] [--sparsity 0.7] [--llama PYTHON] [--curve] [--sets]
+    python benchmarks/packed_runtime.py [--shapes 130m 370m] [--sparsity 0.7] [--llama FOLDER] [--curve] [--sets]
 
 Random weights in the shapes of mamba-130m and mamba-370m with zeros in every projection; speed does not depend on the
 values. Each model runs in processes of its own, in two threads, the best of three: size on disk, growth of resident
 memory, prefill of 512 tokens, and `generate` of 64 tokens for one sequence. Bandwidth is measured in the same run.
-`--llama` names a Python that has llama-cpp-python, for the same shapes in llama.cpp; `--curve` measures decoding at 0
-to 90 % zeros and draws benchmarks/results/speed_by_sparsity.png; `--sets` runs the instruction sets one by one.
+`--llama` names the folder of rivals/llama_library.py, for the same shapes in llama.cpp; `--curve` measures decoding at
+0 to 90 % zeros and draws benchmarks/results/speed_by_sparsity.png; `--sets` runs the instruction sets one by one.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,6 +28,9 @@ from hf_mamba_prune.measure.speed import NATIVE, PACKED, STOCK, measure_apart
 from hf_mamba_prune.packed.checkpoint import pack_model
 from hf_mamba_prune.packed.tensors import pack_tensor
 from hf_mamba_prune.report import SpeedFacts
+
+sys.path.append(str(Path(__file__).parent / "rivals"))
+from llama_speed import measure_speed, write_files
 
 SHAPES = {"130m": (768, 24), "370m": (1024, 48)}
 VOCABULARY = 50280
@@ -89,7 +91,7 @@ def show(label: str, speed, baseline=None) -> None:
     )
 
 
-def run_shape(shape: str, sparsity: float, llama: str | None) -> None:
+def run_shape(shape: str, sparsity: float, llama: Path | None) -> None:
     print(f"\n## mamba-{shape} shape, {sparsity:.0%} zeros in every projection\n")
     model = build(shape, sparsity)
     with tempfile.TemporaryDirectory() as temporary:
@@ -122,24 +124,18 @@ def run_shape(shape: str, sparsity: float, llama: str | None) -> None:
                 f"{speeds[name].memory_bytes / stock.memory_bytes:.2f} x, prefill "
                 f"{dense.prefill_tokens_per_second / speeds[name].prefill_tokens_per_second:.2f} x the time of dense |"
             )
-        run_llama(shape, llama, speeds["int8"].decode_tokens_per_second)
+        run_llama(root / "dense", llama, speeds["int8"].decode_tokens_per_second)
 
 
-def run_llama(shape: str, python: str | None, ours: float) -> None:
-    """llama.cpp on the same shape."""
-    if python is None:
+def run_llama(dense: Path, library: Path | None, ours: float) -> None:
+    """llama.cpp on the same weights."""
+    if library is None:
         print("\nllama.cpp: not measured (no --llama).")
         return
-    script = Path(__file__).parent / "rivals" / "llama_decode.py"
-    width, layers = SHAPES[shape]
-    command = [python, str(script), str(width), str(layers), str(VOCABULARY), str(NEW_TOKENS)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        print(f"\nllama.cpp: failed: {done.stderr.strip().splitlines()[-1:]}")
-        return
-    for line in done.stdout.splitlines():
-        name, rate = line.split()
-        print(f"| llama.cpp, {name} | | | | {float(rate):.1f} | ours with int8: {ours / float(rate):.2f} x |")
+    files = write_files(dense, library, dense.parent / "llama")
+    for kind, path in files.items():
+        rate = max(measure_speed(kind, path, library, torch.get_num_threads(), NEW_TOKENS).decode for _ in range(3))
+        print(f"| llama.cpp, {kind} | | | | {rate:.1f} | ours with int8: {ours / rate:.2f} x |")
 
 
 def run_sets(shape: str, sparsity: float) -> None:
@@ -203,7 +199,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="*", choices=list(SHAPES), default=list(SHAPES))
     parser.add_argument("--sparsity", type=float, default=0.7)
-    parser.add_argument("--llama", help="a Python with llama-cpp-python and gguf")
+    parser.add_argument("--llama", type=Path, help="folder of rivals/llama_library.py")
     parser.add_argument("--curve", action="store_true")
     parser.add_argument("--sets", action="store_true")
     arguments = parser.parse_args()
