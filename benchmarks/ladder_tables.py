@@ -13,14 +13,14 @@ TEXTS = {"WikiText": "wikitext/wiki.test.raw", "C4": "calibration/c4.txt"}
 PARTS = ("in_proj", "x_proj", "dt_proj", "out_proj")
 
 
-def read_rows(path: Path = ROWS) -> list[dict[str, Any]]:
+def read_rows() -> list[dict[str, Any]]:
     """What was measured so far."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()] if ROWS.exists() else []
 
 
-def add_row(row: dict[str, Any], path: Path = ROWS) -> None:
+def add_row(row: dict[str, Any]) -> None:
     """Append one row and say it."""
-    with path.open("a", encoding="utf-8") as stream:
+    with ROWS.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(row) + "\n")
     said = {
         key: round(value, 4) if isinstance(value, float) else value for key, value in row.items() if key != "parts"
