@@ -120,7 +120,7 @@ class Subject:
         found = json.loads(path.read_text()) if path.exists() else {}
         missing = [index for index in windows if str(index) not in found]
         if missing:
-            loaded = load_model(str(folder), device="cpu") if folder else self.loaded
+            loaded = load_model(str(folder), tokenizer=str(self.folder), device="cpu") if folder else self.loaded
             ids, model = torch.from_numpy(np.load(self.ids(text))).long(), loaded.model.eval()
             with use_native(model):
                 for index in missing:
