@@ -252,6 +252,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, help="so many of each text; all when not given")
     parser.add_argument("--only", choices=["plain", "importance"], help="files of one sort; both when not given")
     parser.add_argument("--compressor", metavar="PYTHON", help="of the environment of rivals/llm_compressor.py")
+    parser.add_argument("--groups", type=int, nargs="+", default=[64, 128], help="of llm-compressor's scales")
     parser.add_argument("--speed", type=Path, nargs="*", default=[], help="models whose speed is measured")
     parser.add_argument("--beside", type=Path, help="a packed checkpoint, measured in turn with llama.cpp's")
     parser.add_argument("--rounds", type=int, default=3)
@@ -262,7 +263,7 @@ def main() -> None:
     for folder in arguments.models:
         subject = Subject(folder, arguments.data, arguments.library.absolute(), arguments.work)
         if arguments.compressor:
-            for method, bits, group in itertools.product(("GPTQ", "Nearest"), (4, 3, 2), (64, 128)):
+            for method, bits, group in itertools.product(("Nearest", "GPTQ"), (3, 4, 2), arguments.groups):
                 round_by_compressor(subject, arguments.compressor, method, bits, group, arguments.windows)
                 write_table()
             continue

@@ -10,6 +10,20 @@ RESULTS = Path(__file__).parent / "results"
 ROWS, TABLE = RESULTS / "ladder.jsonl", RESULTS / "ladder.md"
 FLOATS = ("F32", "F16")
 TEXTS = {"WikiText": "wikitext/wiki.test.raw", "C4": "calibration/c4.txt"}
+HEADER = """# The rivals' ladder
+
+Written by `benchmarks/ladder.py`. Perplexity beside the dense model's on the same windows of 2,048 tokens, with the
+standard error of the ratio over windows and their number: the first so many of one fixed order, all where it says all
+there are. Bits count everything that the four projections take in the file, and so the parts that a tool leaves in
+16 bits. A llama.cpp file has no vocabulary here, and llm-compressor's keeps its embeddings in 16 bits.
+
+* llama.cpp leaves `ssm_dt` and the convolution alone. Its K and IQ types need rows of a multiple of 256 weights; what
+  has others becomes Q4_0, IQ4_NL, Q5_0 and so on, which is all of mamba-wiki-3m: nothing there is below 4.7 bits.
+  Names that stand for the same file here have the same figures.
+* llm-compressor's modifiers see `x_proj`, `in_proj` and `out_proj`; `dt_proj` stays in 16 bits. Its checkpoint cannot be
+  loaded by transformers 5.17 (`MambaPreTrainedModel._init_weights` asks for an `out_proj.weight` that a compressed model
+  has no more), so its own `decompress_model` gives the numbers that are measured.
+"""
 PARTS = ("in_proj", "x_proj", "dt_proj", "out_proj")
 
 
@@ -44,7 +58,7 @@ def write_table() -> None:
         texts = best.setdefault((row["model"], row["type"], row["importance"]), {})
         if row["windows"] >= texts.get(row["text"], row)["windows"]:
             texts[row["text"]] = row
-    lines = ["# The rivals' ladder", "", "Written by `benchmarks/ladder.py`; what it measures is said there.", ""]
+    lines = [HEADER]
     for model in sorted({model for model, _, _ in best}):
         mine = [texts for (name, _, _), texts in best.items() if name == model]
         mine.sort(key=lambda texts: (-next(iter(texts.values()))["bits"], _ratio(texts)))
@@ -69,7 +83,7 @@ def _ratio(texts: dict[str, dict[str, Any]]) -> float:
 
 def _dense_lines(mine: list[dict[str, dict[str, Any]]]) -> list[str]:
     """What llama.cpp makes of the model before any rounding, beside this package."""
-    said = []
+    said: list[str] = []
     for texts in mine:
         for text, row in texts.items():
             if row["type"] in FLOATS:

@@ -32,7 +32,7 @@ KINDS = ("in_proj", "x_proj", "dt_proj", "out_proj")
 ROUNDED = ("in_proj", "x_proj", "out_proj")
 PACKAGES = ("llmcompressor", "compressed-tensors", "transformers", "torch")
 MODIFIERS = {"gptq": GPTQModifier, "nearest": QuantizationModifier}
-BATCH_SIZE = 4
+BATCH_SIZE = 32
 
 
 def round_weights(
