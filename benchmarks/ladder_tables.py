@@ -17,12 +17,12 @@ standard error of the ratio over windows and their number: the first so many of 
 there are. Bits count everything that the four projections take in the file, and so the parts that a tool leaves in
 16 bits. A llama.cpp file has no vocabulary here, and llm-compressor's keeps its embeddings in 16 bits.
 
-* llama.cpp leaves `ssm_dt` and the convolution alone. Its K and IQ types need rows of a multiple of 256 weights; what
-  has others becomes Q4_0, IQ4_NL, Q5_0 and so on, which is all of mamba-wiki-3m: nothing there is below 4.7 bits.
-  Names that stand for the same file here have the same figures.
-* llm-compressor's modifiers see `x_proj`, `in_proj` and `out_proj`; `dt_proj` stays in 16 bits. Its checkpoint cannot be
-  loaded by transformers 5.17 (`MambaPreTrainedModel._init_weights` asks for an `out_proj.weight` that a compressed model
-  has no more), so its own `decompress_model` gives the numbers that are measured.
+* llama.cpp leaves `ssm_dt` and the convolution alone. Its K, IQ and TQ types need rows of a multiple of 256 weights;
+  what has others becomes Q4_0, IQ4_NL or Q5_0, which is all of mamba-wiki-3m: only Q2_0 is below 4.7 bits there. Names
+  that stand for the same file have the same figures.
+* llm-compressor's modifiers see `in_proj`, `x_proj` and `out_proj`; `dt_proj` stays in 16 bits. Its checkpoint cannot
+  be loaded by transformers 5.17, whose Mamba initialises an `out_proj.weight` that a compressed model has no more, so
+  its own `decompress_model` gives the numbers that are measured.
 """
 PARTS = ("in_proj", "x_proj", "dt_proj", "out_proj")
 
