@@ -41,7 +41,9 @@ def write_files(folder: Path, library: Path, work: Path, kinds: tuple[str, ...] 
         write_gguf(folder, files["F16"], library, half=True)
     for kind, path in files.items():
         if not path.exists():
-            run_step("quantize", library, files["F16"], path, kind)
+            unfinished = path.with_suffix(".part")  # what is there counts as whole
+            run_step("quantize", library, files["F16"], unfinished, kind)
+            unfinished.rename(path)
     return {kind: files[kind] for kind in kinds}
 
 

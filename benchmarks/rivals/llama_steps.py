@@ -63,7 +63,9 @@ def losses(library: LlamaLibrary, arguments: argparse.Namespace) -> dict[str, An
             for index in missing:
                 window = ids[index * arguments.window : (index + 1) * arguments.window]
                 found[str(index)] = window_loss(model, window)
-                arguments.losses.write_text(json.dumps(found))
+                unfinished = arguments.losses.with_suffix(".part")
+                unfinished.write_text(json.dumps(found))
+                unfinished.rename(arguments.losses)
     return {"losses": [found[str(index)] for index in arguments.indices]}
 
 

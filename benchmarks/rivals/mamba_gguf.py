@@ -80,7 +80,8 @@ def write_gguf(folder: Path, path: Path, library: Path, half: bool) -> None:
     config = AutoConfig.from_pretrained(folder)
     if not isinstance(config, MambaConfig) or config.model_type != "mamba":
         raise ValueError(f"{folder} holds a {config.model_type} model; only MambaForCausalLM is converted.")
-    writer = gguf.GGUFWriter(str(path), "mamba")
+    unfinished = path.with_suffix(".part")  # what is there counts as whole
+    writer = gguf.GGUFWriter(str(unfinished), "mamba")
     writer.add_context_length(2**20)
     writer.add_embedding_length(config.hidden_size)
     writer.add_feed_forward_length(0)
@@ -102,6 +103,7 @@ def write_gguf(folder: Path, path: Path, library: Path, half: bool) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    unfinished.rename(path)
 
 
 def _values(name: str, weight: torch.Tensor) -> np.ndarray:
