@@ -140,10 +140,14 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.table:
+        if not RESULTS.is_file():
+            sys.exit(f"there is no {RESULTS}: measure first, with --measure.")
         write_table()
     elif arguments.out is None:
         parser.error("--out is missing")
     elif arguments.measure:
+        absent = [target for target in arguments.targets if not checkpoint(arguments.out, target).is_dir()]
+        print(f"without a checkpoint yet, left out: {absent or 'none'}", flush=True)
         for row in measure(arguments.out, missing(arguments)):
             with RESULTS.open("a") as file:
                 file.write(json.dumps(row) + "\n")

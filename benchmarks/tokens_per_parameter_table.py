@@ -141,6 +141,7 @@ def write_table() -> None:
         "residual is the root mean square of the logarithms over",
         'the points less two (0.1 is about 10 % of the rise). "Last from the others" is the longest training as the '
         'shorter ones predict it; "at 500" is extrapolated.',
+        "Beyond the longest training nothing was measured. Rises of zero or less are not in the fits.",
     ]
     for setting, rises in found.items():
         text += ["", f"## {title(setting)}", "", *rise_table(rises)]
