@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from hf_mamba_prune.bits.outer import OuterWeights, least_bytes, outer_weights
@@ -20,8 +21,12 @@ from hf_mamba_prune.repair.blocks import walk
 from hf_mamba_prune.repair.levels import level_table
 from hf_mamba_prune.repair.rounding import Rounded, round_weight
 from hf_mamba_prune.report import RoundingFacts, WidthFacts
+from hf_mamba_prune.seeds import name_seed
 
 _CURVE_SEQUENCES = 16
+_RANDOM = 8
+"""So many calibration sequences for one of random tokens. Measured where a calibration text lacks 9 % of what the
+other text has: at 4.25 bits 1.021 x dense became 1.013, at 2.5 bits 1.081 became 1.074."""
 _POWER, _HIGHEST = 0.5, 50.0
 """A token weighs as the root of its mean squared gradient beside the average, and at most so much."""
 
@@ -137,6 +142,8 @@ def round_model(
     plan = _plan(model, inner, measured.curves, sequences, config=config, dtype=dtype)
     seen = {name: own.tokens for name, own in measured.sensitivity.items()}
     tokens = {name: _weights_of_tokens(own) for name, own in seen.items() if own is not None}
+    anything = _random_sequences(model, sequences, config.seed)
+    tokens = {name: F.pad(own, (0, 0, 0, len(anything)), value=1.0) for name, own in tokens.items()}
     packed: dict[str, PackedTensor] = {}
     table = level_table()
 
@@ -147,9 +154,16 @@ def round_model(
         weight.copy_(rounded.weight)
         packed[target.name] = _packed(rounded, bits, table, dtype, own)
 
-    walk(MemoryBlocks(model), inner, sequences, visit, bf16=bf16, tokens=tokens)
+    walk(MemoryBlocks(model), inner, torch.cat([sequences, anything]), visit, bf16=bf16, tokens=tokens)
     put_on_grids(model, {**packed, **plan.outer.tensors})
     return _facts(inner, packed, plan)
+
+
+def _random_sequences(model: PreTrainedModel, sequences: torch.Tensor, seed: int) -> torch.Tensor:
+    """Some of tokens at random: a text has only some of the vocabulary, and what it never sees would be given up."""
+    generator = torch.Generator().manual_seed(name_seed("random sequences", seed))
+    shape = (max(1, len(sequences) // _RANDOM), sequences.shape[1])
+    return torch.randint(0, int(model.config.vocab_size), shape, generator=generator)
 
 
 def _projections(targets: Sequence[Target]) -> list[Target]:
