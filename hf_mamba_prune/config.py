@@ -206,10 +206,11 @@ class PruningConfig:
                 isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high
             ):
                 raise ValueError(f"{name} is {value!r}; expected {low} to {high:g}.")
-        if given and given != ["code_bits"] and (self.sparsity or self.pattern != "unstructured"):
+        sparse = self.sparsity or self.component_sparsity or self.pattern != "unstructured"
+        if given and given != ["code_bits"] and sparse:
             raise ValueError(
-                f"{given[0]} says how small the model becomes, and sparsity does too: leave out one of them, or round "
-                "the kept weights of a sparse model by code_bits."
+                f"{given[0]} says how small the model becomes, and a sparsity or pattern does too: leave out one of "
+                "them, or round the kept weights of a sparse model by code_bits (--values int1 to int4)."
             )
 
     @property

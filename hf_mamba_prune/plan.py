@@ -69,6 +69,7 @@ class Plan:
         training_tokens: that a training sees; 0 without one.
         bits: of a projection weight that it is rounded to, scales and all; None: to no budget of bits.
         file_bytes: of the packed file that it is rounded to; None: to no size, or none that is known before.
+        code_bits: of the codes that kept weights are rounded to; None: they are not.
     """
 
     weights: int
@@ -80,6 +81,7 @@ class Plan:
     training_tokens: int = 0
     bits: float | None = None
     file_bytes: int | None = None
+    code_bits: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +145,7 @@ def make_plan(model: PreTrainedModel, config: PruningConfig, training: TrainingS
         training_tokens=0 if training is None else training.tokens,
         bits=config.bits,
         file_bytes=config.size,
+        code_bits=config.code_bits,
     )
 
 

@@ -108,6 +108,7 @@ def prepare(
     gradual = recovery is not None and recovery.gradual
     targets = check_fit(model, config, recovery.steps if recovery is not None and gradual else None)
     refuse_sparser(model, targets, config)
+    check_budget(model, targets, config, (origin and origin.saved_dtype) or model.dtype)
     sequences = None
     if reads_calibration(config, gradual):
         if calibration is None:

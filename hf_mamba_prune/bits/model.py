@@ -53,13 +53,16 @@ class _Plan:
     expected: float
 
 
-def check_budget(model: PreTrainedModel, targets: Sequence[Target], config: PruningConfig) -> None:
+def check_budget(
+    model: PreTrainedModel, targets: Sequence[Target], config: PruningConfig, dtype: torch.dtype = torch.bfloat16
+) -> None:
     """Refuse what no model of this shape fits into, or what cannot be rounded.
 
     Args:
         model: may be on the meta device.
         targets: what the config chooses.
         config: how to round.
+        dtype: that the weights are saved in; where it is not known, one of the smallest.
 
     Raises:
         ValueError: says what the least would be.
@@ -77,7 +80,7 @@ def check_budget(model: PreTrainedModel, targets: Sequence[Target], config: Prun
     if config.bits is not None and config.bits * size <= least:
         raise ValueError(f"bits is {config.bits:g}, and scales and tables alone take {least / size:.2f}: give more.")
     if config.size is not None:
-        whole = least // 8 + least_bytes(model)
+        whole = least // 8 + least_bytes(model, dtype)
         if config.size <= whole:
             raise ValueError(
                 f"size is {config.size:,} bytes, and all but the projections' codes takes about {whole:,}: give more."

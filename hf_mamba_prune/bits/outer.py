@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from hf_mamba_prune.masks.calibration import evaluation_mode
-from hf_mamba_prune.packed.blobs import to_blob
+from hf_mamba_prune.native.codes import bytes_of_rows
+from hf_mamba_prune.packed.blobs import BlobHead, to_blob
 from hf_mamba_prune.packed.grids import coded_tensor
 from hf_mamba_prune.packed.tensors import PackedTensor, pack_tensor, unpack_tensor
 from hf_mamba_prune.repair.levels import level_table, levels_of_width
@@ -67,10 +68,21 @@ def outer_weights(model: PreTrainedModel, dtype: torch.dtype) -> OuterWeights:
     return OuterWeights(tensors=tensors, bits=WIDTH)
 
 
-def least_bytes(model: PreTrainedModel) -> int:
-    """About what a packed file takes beside its projections' codes, in 16 bits and the narrowest embeddings."""
-    whole = sum(parameter.numel() for parameter in _parameters(model).values())
-    return _other_bytes(model, torch.bfloat16) + whole * min(bits for bits in _WIDTHS if bits is not None) // 8
+def least_bytes(model: PreTrainedModel, dtype: torch.dtype) -> int:
+    """What a packed file takes beside its projections, with embeddings and head in the narrowest codes.
+
+    Args:
+        model: may be on the meta device.
+        dtype: of all that is not packed.
+    """
+    bits = torch.tensor([min(bits for bits in _WIDTHS if bits is not None)])
+    whole = 0
+    for weight in _parameters(model).values():
+        rows, columns = weight.shape
+        count = rows * int(bytes_of_rows(columns, bits))
+        head = BlobHead(shape=(rows, columns), dtype="float32", coding="mixed", masked=False, count=count)
+        whole += head.starts()[-1]
+    return _other_bytes(model, dtype) + whole
 
 
 def _parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:

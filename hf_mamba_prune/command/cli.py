@@ -180,6 +180,7 @@ def demo(
 @flattened
 def pack(shown: g.OutputOptions, wanted: g.PackOptions) -> None:
     """Write a model in packed form: a bitmask and the kept values, a third of the size at 70 % zeros."""
+    o.check_packed_values(wanted.values)
     from hf_mamba_prune.command import packed
 
     packed.pack(wanted, shown)
@@ -206,6 +207,7 @@ def generate(wanted: g.GenerateOptions) -> None:
 @flattened
 def bench(shown: g.OutputOptions, wanted: g.BenchOptions) -> None:
     """Measure size, memory, prefill and decode of a model, dense and packed side by side, on this CPU."""
+    o.check_packed_values(wanted.values)
     from hf_mamba_prune.command import packed
 
     packed.bench(wanted, shown)

@@ -92,6 +92,7 @@ class PruningOptions:
         Raises:
             ValueError: a number out of range, an unknown name, or options that exclude each other.
         """
+        self._refuse_idle()
         recipe = dict(find_recipe(self.recipe).config)
         recipe |= {"score": self.score} if self.score else {}
         recipe |= {"reconstruct": False} if self.no_reconstruct else {}
@@ -119,6 +120,20 @@ class PruningOptions:
             **given,
             **recipe,
         )
+
+    def _refuse_idle(self) -> None:
+        """Refuse, beside a budget, options that only say how weights become zero.
+
+        Raises:
+            ValueError: one is given.
+        """
+        names = ("score", "allocation", "alpha", "gradient", "ceiling", "schedule", "steps", "no_reconstruct")
+        given = [f"--{n.replace('_', '-')}" for n in names if getattr(self, n) != getattr(type(self), n)]
+        if given and not (self.bits is None and self.size is None):
+            raise ValueError(
+                f"{', '.join(given)} says how weights become zero, and --bits and --size set none to zero: leave it "
+                "out, or give a --sparsity with --values int1 to int4 instead."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,9 +187,20 @@ class RunOptions:
         """The config, with the width of codes that `--values` asks for.
 
         Raises:
-            ValueError: a budget asks for something else.
+            ValueError: unknown values, or a budget asks for something else.
         """
-        width = {f"int{bits}": bits for bits in (1, 2, 3, 4)}.get(self.values)
+        known = ("auto", "int8", *o.CODED_VALUES)
+        if self.values not in (*known, "rounded"):
+            raise ValueError(f"--values is {self.values!r}; expected one of {', '.join(known)}.")
+        width = o.CODED_VALUES.get(self.values)
+        if config.rounds and self.values not in ("auto", "rounded"):
+            budget = "--bits" if config.bits is not None else "--size"
+            raise ValueError(
+                f"{budget} and --values {self.values} are two answers to one question: give {budget} alone, or "
+                "--values with a --sparsity."
+            )
+        if not config.rounds and self.values == "rounded":
+            raise ValueError("--values rounded is what --bits and --size pack: give one of them, or leave it out.")
         return config if width is None else replace(config, code_bits=width)
 
 
@@ -201,7 +227,7 @@ class PackOptions:
     """What is packed, how, and where to."""
 
     model: o.Model
-    values: o.Values = "auto"
+    values: o.PackedValues = "auto"
     revision: o.Revision = None
     dtype: o.Dtype = "auto"
     tokenizer: o.Tokenizer = None
@@ -231,7 +257,7 @@ class BenchOptions:
     """What is timed."""
 
     model: o.Model
-    values: o.Values = "auto"
+    values: o.PackedValues = "auto"
     new_tokens: o.NewTokens = 64
     threads: o.Threads = None
     revision: o.Revision = None

@@ -158,10 +158,17 @@ Quiet = Annotated[bool, _option(OUTPUT, "--quiet", "-q", help="No bars and no ta
 Debug = Annotated[bool, _option(OUTPUT, "--debug", help="Show the traceback of an error.")]
 
 
+CODED_VALUES = {"int1": 1, "int2": 2, "int3": 3, "int4": 4}
+"""Bits of the codes that pruning rounds kept weights to."""
 Values = Annotated[
     str,
-    _option(OUTPUT, "--values", help="Of the packed weights: auto (those saved), int8, or int1 to int4: rounded."),
+    _option(
+        OUTPUT,
+        "--values",
+        help="Of the packed weights: auto (those saved), int8, or int1 to int4, which rounds what is kept.",
+    ),
 ]
+PackedValues = Annotated[str, _option(OUTPUT, "--values", help="Of the packed weights: auto (those saved) or int8.")]
 Pack = Annotated[bool, _option(OUTPUT, "--pack", help="Write a packed checkpoint into packed/ too, and measure it.")]
 PackedOutput = Annotated[
     Path | None,
@@ -256,6 +263,22 @@ def parse_size(option: str, given: str | None) -> int | None:
     if found is None or found[2].upper() not in _UNITS:
         raise ValueError(f"{option} is {given!r}; expected a size of a file, like 60MB or 1.5GB.")
     return round(float(found[1]) * _UNITS[found[2].upper()])
+
+
+def check_packed_values(given: str) -> str:
+    """`--values` of the commands that pack a model as it is.
+
+    Raises:
+        ValueError: unknown, or something that a model must be rounded to first.
+    """
+    if given in CODED_VALUES or given == "rounded":
+        raise ValueError(
+            f"--values {given} needs a model that is rounded on a calibration text: `hf-mamba-prune MODEL --values "
+            "int4`, or `--bits 2.5`, rounds one and packs it."
+        )
+    if given not in ("auto", "int8"):
+        raise ValueError(f"--values is {given!r}; expected one of auto, int8.")
+    return given
 
 
 def parse_shares(given: list[str] | None) -> dict[str, float]:

@@ -173,6 +173,8 @@ def show_plan(console: Console, plan: Plan, output: Path) -> None:
         table.add_row("will be rounded to", _budget(plan))
     else:
         table.add_row("will be zero", f"{plan.zeros:,} ({plan.zeros / plan.weights:.1%} of the model)")
+    if plan.code_bits is not None:
+        table.add_row("the others rounded to", f"{plan.code_bits} bits each, masks and scales aside")
     table.add_row("memory, about", f"{plan.memory_bytes / 1e9:.1f} GB")
     table.add_row("all but evaluation, about", f"{plan.seconds:,.0f} s")
     table.add_row("output", str(output))
@@ -182,6 +184,7 @@ def show_plan(console: Console, plan: Plan, output: Path) -> None:
 def show_cost(console: Console, plan: Plan) -> None:
     """Before a run starts: what it will take."""
     what = f"remove {plan.zeros:,} of {plan.prunable:,} prunable weights"
+    what += "" if plan.code_bits is None else f" and round the others to {plan.code_bits} bits"
     if plan.bits is not None or plan.file_bytes is not None:
         what = f"round {plan.prunable:,} projection weights to {_budget(plan)}"
     console.print(

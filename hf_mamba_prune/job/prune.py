@@ -101,6 +101,8 @@ class PruningJob:
         check_output(self.output, self.overwrite)
         if self.pack is not None:
             check_values(self.pack)
+        if self.pack == "rounded" and not self.config.rounds:
+            raise ValueError("pack is 'rounded', and the config rounds nothing: give it bits, size or code_bits.")
         self.evaluation.check()
         if self.recovery is not None:
             self.recovery.check()

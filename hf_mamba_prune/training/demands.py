@@ -35,8 +35,13 @@ def check_steps(config: PruningConfig, total_steps: int) -> None:
     """Refuse a training that is too short for its pruning steps.
 
     Raises:
-        ValueError: fewer steps in training than pruning steps.
+        ValueError: fewer steps in training than pruning steps, or nothing to prune.
     """
+    if config.sparsity == 0:
+        raise ValueError(
+            "a sparsity of 0, as with bits or size, leaves nothing to prune in training: choose a higher one, or a "
+            "recipe that trains afterwards, such as standard."
+        )
     if (config.end - config.start) * total_steps < config.steps:
         raise ValueError(
             f"{config.steps} pruning steps do not fit between {config.start:.0%} and {config.end:.0%} of "

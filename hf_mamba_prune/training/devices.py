@@ -13,6 +13,24 @@ def _fsdp_version(args: TrainingArguments) -> int:
     return args.fsdp_plugin_args["fsdp_version"] if args.fsdp else int(os.environ.get("FSDP_VERSION", "1"))
 
 
+def check_grids(args: TrainingArguments) -> None:
+    """Refuse ways of training under which weights that were rounded to few bits would leave their grids.
+
+    Raises:
+        ValueError: says what to use instead.
+    """
+    if args.distributed_state.distributed_type == DistributedType.FSDP or args.fsdp:
+        raise ValueError(
+            "FSDP2 divides the weights of a model, and those that were rounded to few bits are trained whole on every "
+            "device: use DDP, or one process."
+        )
+    if args.load_best_model_at_end:
+        raise ValueError(
+            "load_best_model_at_end puts back the weights of an earlier step without the scales of their grids: leave "
+            "it out for a model that was rounded to few bits."
+        )
+
+
 def check_arguments(args: TrainingArguments) -> None:
     """Refuse optimizers and ways of training on many devices that would break the masks.
 

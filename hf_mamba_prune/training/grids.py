@@ -117,6 +117,10 @@ class GridCallback(TrainerCallback):
             inner.register_step_post_hook(lambda *_: self._moved())
             self._held = inner
 
+    def on_train_end(self, args, state, control, **rest) -> None:
+        """What was trained can be packed."""
+        self.keep()
+
     def _take_back(self) -> None:
         for latent in self._latents.values():
             latent.take_back()

@@ -132,8 +132,6 @@ def recover(
         # The model left as it came, without the autocast around its forward.
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     nn.Module.to(model, dtype).eval()
-    if trainer.grids is not None:
-        trainer.grids.keep()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     facts = RecoveryFacts(
         text=recovery.text.name,

@@ -25,7 +25,7 @@ from hf_mamba_prune.training.checkpoints import (
     set_broken_aside,
     unfinished,
 )
-from hf_mamba_prune.training.devices import check_arguments
+from hf_mamba_prune.training.devices import check_arguments, check_grids
 from hf_mamba_prune.training.distillation import distill, distill_head
 from hf_mamba_prune.training.gradual import STATE_NAME, GradualPruner
 from hf_mamba_prune.training.grids import GridCallback
@@ -165,6 +165,7 @@ class PruningTrainer(Trainer):
         self.callback_handler.callbacks.insert(0, self._pruning)
         self.grids = GridCallback(model) if grids_of(model) else None
         if self.grids is not None:
+            check_grids(self.args)
             self.callback_handler.callbacks.insert(1, self.grids)
         self._counted: SparsityFacts | None = None
         self._writes_into: Path | None = None
