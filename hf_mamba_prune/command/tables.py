@@ -196,7 +196,8 @@ def show_cost(console: Console, plan: Plan) -> None:
 def _budget(plan: Plan) -> str:
     """What it is rounded to, in words."""
     if plan.file_bytes is not None:
-        return f"a file of {plan.file_bytes / 1e6:,.1f} MB"
+        small = plan.file_bytes < 1e6
+        return f"a file of {plan.file_bytes / 1e3:,.1f} kB" if small else f"a file of {plan.file_bytes / 1e6:,.1f} MB"
     return f"{plan.bits:g} bits each"
 
 
