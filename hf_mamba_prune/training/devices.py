@@ -7,6 +7,11 @@ import os
 from accelerate.utils import DistributedType
 from transformers import TrainingArguments
 
+DIVIDED = (
+    "FSDP2 divides the weights of a model, and those that were rounded to few bits are trained whole on every device: "
+    "use DDP, or one process."
+)
+
 
 def _fsdp_version(args: TrainingArguments) -> int:
     """Of the arguments, or else of `accelerate launch`, which hands it on so and takes 1 where nothing is said."""
@@ -20,10 +25,7 @@ def check_grids(args: TrainingArguments) -> None:
         ValueError: says what to use instead.
     """
     if args.distributed_state.distributed_type == DistributedType.FSDP or args.fsdp:
-        raise ValueError(
-            "FSDP2 divides the weights of a model, and those that were rounded to few bits are trained whole on every "
-            "device: use DDP, or one process."
-        )
+        raise ValueError(DIVIDED)
     if args.load_best_model_at_end:
         raise ValueError(
             "load_best_model_at_end puts back the weights of an earlier step without the scales of their grids: leave "

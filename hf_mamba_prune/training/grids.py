@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 from hf_mamba_prune.packed.grids import coded_tensor, grids_of, put_on_grids
 from hf_mamba_prune.packed.tensors import DTYPES, MASKED_CODES, PackedTensor
 from hf_mamba_prune.repair.levels import levels_of_width
+from hf_mamba_prune.training.devices import DIVIDED
 
 GRID_STATE = "grid_state.safetensors"
 
@@ -110,7 +111,13 @@ class GridCallback(TrainerCallback):
         self._held: torch.optim.Optimizer | None = None
 
     def on_train_begin(self, args, state, control, optimizer=None, **rest) -> None:
-        """Follow the optimizer, after all that was told to before."""
+        """Follow the optimizer, after all that was told to before.
+
+        Raises:
+            ValueError: the model's parameters are others than when this was made.
+        """
+        if any(self._model.get_parameter(name) is not latent.parameter for name, latent in self._latents.items()):
+            raise ValueError(DIVIDED)
         inner = getattr(optimizer, "optimizer", optimizer)
         if inner is not self._held:
             inner.register_step_pre_hook(lambda *_: self._take_back())
@@ -151,6 +158,6 @@ class GridCallback(TrainerCallback):
             weight, scales = state.get(f"weight.{name}"), state.get(f"scales.{name}")
             if weight is None or scales is None or weight.shape != latent.weight.shape:
                 raise ValueError(f"{folder} holds no {GRID_STATE} of this model: it was not trained on these grids.")
+            # The model holds what they show: to show them again would move the scales once more than a whole run does.
             latent.weight.copy_(weight)
             latent.scales.copy_(scales)
-            latent.show()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_models import build_model, build_tokenizer
 from training_cases import DATA, TOKENS, arguments
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from hf_mamba_prune import PruningConfig, PruningTrainer, find_targets
 from hf_mamba_prune.bits.model import round_model
@@ -122,13 +122,30 @@ def test_weights_trained_by_another_trainer_have_left_their_grids(tmp_path):
         PruningTrainer(model, arguments(tmp_path), train_dataset=DATA, pruning_config=config)
 
 
-def test_ways_of_training_that_would_leave_the_grids_are_refused(tmp_path):
+def test_fsdp2_is_refused_when_it_is_asked_for_and_when_it_was_done(tmp_path, monkeypatch):
+    sentence = "FSDP2 divides the weights of a model.*use DDP, or one process"
+    trainer = trainer_of("mixed", tmp_path)
+    name = find_targets(trainer.model)[0].name
+    owner, _, leaf = name.rpartition(".")
+    divided = torch.nn.Parameter(trainer.model.get_parameter(name).detach().clone())  # as fully_shard replaces all
+    setattr(trainer.model.get_submodule(owner), leaf, divided)
+    with pytest.raises(ValueError, match=sentence):
+        trainer.train()
+    make = Trainer.__init__
+
+    def as_launched(own: Trainer, *given: object, **options: object) -> None:
+        make(own, *given, **options)
+        own.args.fsdp, own.args.fsdp_plugin_args = True, {"fsdp_version": 2}
+
+    monkeypatch.setattr(Trainer, "__init__", as_launched)  # accelerate has no FSDP2 without a launcher
+    with pytest.raises(ValueError, match=sentence):
+        trainer_of("mixed", tmp_path)
+    model = build_model("mamba")  # without grids it is not
+    PruningTrainer(model, arguments(tmp_path), train_dataset=DATA, pruning_config=PruningConfig(0.5))
+
+
+def test_the_best_of_many_steps_is_not_put_back_on_the_last_scales(tmp_path):
     model, config = rounded("mixed")
-    sharded = arguments(tmp_path)
-    sharded.fsdp, sharded.fsdp_plugin_args = True, {"fsdp_version": 2}
-    with pytest.raises(ValueError, match="FSDP2 divides the weights of a model.*use DDP, or one process"):
-        trainer = object.__new__(PruningTrainer)
-        trainer.__init__(model, sharded, train_dataset=DATA, pruning_config=config)
     best = arguments(
         tmp_path, load_best_model_at_end=True, eval_strategy="steps", eval_steps=4, save_strategy="steps", save_steps=4
     )
