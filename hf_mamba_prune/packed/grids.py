@@ -65,6 +65,16 @@ def put_on_grids(model: nn.Module, tensors: Mapping[str, PackedTensor]) -> None:
     vars(model)[_OWN] = dict(tensors)
 
 
+def rows_without_codes(model: nn.Module, name: str) -> torch.Tensor | None:
+    """bool (out,), rows of a rounded weight that are zero for good; None where it was not rounded, or has a mask.
+
+    Other zeros of such a weight are levels, as good as any.
+    """
+    packed = vars(model).get(_OWN, {}).get(name)
+    grid = None if packed is None else packed.grid
+    return None if grid is None or grid.bits is None else grid.bits == 0
+
+
 def grids_of(model: nn.Module) -> dict[str, PackedTensor]:
     """What weights of a model were rounded to, by name; empty where none was.
 

@@ -20,6 +20,7 @@ from hf_mamba_prune.masks.slots import weights_to_prune
 from hf_mamba_prune.masks.tensor import tensor_mask
 from hf_mamba_prune.models.shards import WHOLE, Shard, shard_of
 from hf_mamba_prune.models.targets import Target, find_targets
+from hf_mamba_prune.packed.grids import rows_without_codes
 from hf_mamba_prune.schedules import sparsity_at
 from hf_mamba_prune.training.demands import check_gradual, check_steps
 
@@ -266,10 +267,16 @@ class GradualPruner:
     def restart(self) -> None:
         """Take the masks from the model's zeros, and forget all averages."""
         self._shard = shard_of(self.model, [target.name for target in self.targets])
-        self._dropped = {target.name: target.weight(self.model) == 0 for target in self.targets}
+        self._dropped = {target.name: self._zeros(target) for target in self.targets}
         self._count_masked()
         self._averages = {}
         self._start_sparsity, self._risen = self.sparsity(), 0.0
+
+    def _zeros(self, target: Target) -> torch.Tensor:
+        """What is zero and stays it: of a weight that was rounded to few bits only rows that have none."""
+        zeros = target.weight(self.model) == 0
+        rows = rows_without_codes(self.model, target.name)
+        return zeros if rows is None else zeros & rows.to(zeros.device)[:, None]
 
     def state(self) -> dict[str, torch.Tensor]:
         """Masks, eight to a byte, and averages, of all rows: everything that a run needs to go on."""
