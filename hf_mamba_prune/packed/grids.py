@@ -65,6 +65,11 @@ def put_on_grids(model: nn.Module, tensors: Mapping[str, PackedTensor]) -> None:
     vars(model)[_OWN] = dict(tensors)
 
 
+def is_rounded(model: nn.Module) -> bool:
+    """Whether any weight of a model was put on a grid."""
+    return bool(vars(model).get(_OWN))
+
+
 def grids_of(model: nn.Module) -> dict[str, PackedTensor]:
     """What weights of a model were rounded to, by name; empty where none was.
 

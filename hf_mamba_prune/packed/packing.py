@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from hf_mamba_prune.packed.blobs import to_blob
-from hf_mamba_prune.packed.grids import grid_of
+from hf_mamba_prune.packed.grids import grid_of, is_rounded
 from hf_mamba_prune.packed.modules import PackedWeight, packed_like
 from hf_mamba_prune.packed.tensors import pack_tensor
 
@@ -24,8 +24,13 @@ def pack_into(target: nn.Module, source: nn.Module, dtype: torch.dtype, values: 
         values: as in `PackedConfig`.
 
     Raises:
-        ValueError: int8 of weights that are not finite, or rounded ones that have changed since.
+        ValueError: int8 of weights that are not finite, or `rounded` of a model that was not, or has changed since.
     """
+    if values == "rounded" and not is_rounded(source):
+        raise ValueError(
+            "values='rounded' packs the levels that a model was rounded to, and this one was not rounded since it was "
+            "made or loaded: prune it with a budget of bits, or pack it with values='auto' or 'int8'"
+        )
     blobs: dict[int, PackedWeight] = {}
     for name, module in list(source.named_modules()):
         place, whole = target.get_submodule(name), isinstance(module, nn.Linear | nn.Embedding)

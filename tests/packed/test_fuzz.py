@@ -87,8 +87,8 @@ def damage(folder: Path, chance: random.Random) -> None:
     config: dict[str, Any] = json.loads((folder / "config.json").read_text())
     blobs = [name for name, tensor in tensors.items() if tensor.dtype == torch.uint8]
     floats = [name for name in tensors if name not in blobs]
-    for _ in range(chance.randrange(1, 4)):
-        kind = chance.choice(("head", "bytes", "part", "length", "swap", "float", "config", "config"))
+    for _ in range(chance.choice((1, 1, 2, 3))):
+        kind = chance.choice(("head", "bytes", "part", "part", "part", "length", "swap", "float", "config"))
         name = chance.choice(blobs)
         if kind == "swap":
             other = chance.choice(blobs)
