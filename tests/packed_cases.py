@@ -8,7 +8,9 @@ import pytest
 import torch
 from tiny_models import ARCHITECTURE_CASES, VOCABULARY, build_model, build_tokenizer
 
-from hf_mamba_prune import native
+from hf_mamba_prune import PruningConfig, native
+from hf_mamba_prune.bits.model import round_model
+from hf_mamba_prune.models.targets import find_targets
 from hf_mamba_prune.native.codes import LEVELS, WIDTHS, Grid, encode_matrix, encode_planes, levels_of
 from hf_mamba_prune.packed.checkpoint import load_packed, write_packed_model
 from hf_mamba_prune.packed.tensors import PackedTensor, pack_bits
@@ -16,6 +18,8 @@ from hf_mamba_prune.packed.tensors import PackedTensor, pack_bits
 CASES = pytest.mark.parametrize("case", ARCHITECTURE_CASES)
 needs_kernels = pytest.mark.skipif(not native.available(), reason="the kernels are not built or switched off")
 SHARD = "model.safetensors"
+ROUNDED: dict[str, dict[str, float | int]] = {"mixed": {"bits": 3.0}, "masked": {"sparsity": 0.7, "code_bits": 2}}
+"""Ways to round: codes of each row's own width, and codes of one width under masks."""
 
 
 def sparse_model(case: str):
@@ -34,6 +38,14 @@ def save(folder: Path, case: str = "mamba", dtype: torch.dtype = torch.float32, 
     """A packed checkpoint, and the model that it was made of with its weights rounded to `dtype`."""
     model = sparse_model(case)
     write_packed_model(folder, model, build_tokenizer(), dtype, values)
+    return model.to(dtype).float()
+
+
+def save_rounded(folder: Path, case: str, way: str, dtype: torch.dtype = torch.float32):
+    """The same of a rounded model, by a name of `ROUNDED`."""
+    model = sparse_model(case) if way == "masked" else build_model(case)
+    round_model(model, find_targets(model), tokens(12, 2), PruningConfig(**ROUNDED[way]), dtype)
+    write_packed_model(folder, model, build_tokenizer(), dtype, "rounded")
     return model.to(dtype).float()
 
 

@@ -60,10 +60,6 @@ class PackedMatrix:
         self.shape, self.grid = shape, grid
         self.coding = coding or str(values.dtype).removeprefix("torch.")
         self.count = values.numel()
-        if mask is not None and self.count > _MOST_VALUES:
-            raise ValueError(
-                f"a matrix {shape} keeps {self.count:,} weights; the kernels count up to {_MOST_VALUES:,}"
-            )
         self._values = _with_room(values)
         self.scales = None if scales is None else scales.float()
         self._masks, self._starts = None, None
@@ -73,6 +69,10 @@ class PackedMatrix:
             self._masks = _by_words(mask, columns)
             ends = torch.cumsum(bits_of_rows(self._masks.view(torch.uint8)), 0)
             expected = int(ends[-1]) if rows else 0
+            if expected > _MOST_VALUES:
+                raise ValueError(
+                    f"a matrix {shape} keeps {expected:,} weights; the kernels count up to {_MOST_VALUES:,}"
+                )
             self._starts = torch.cat([ends.new_zeros(1), ends[:-1]]).to(torch.int32)
         self.kept = expected
         if grid is not None:

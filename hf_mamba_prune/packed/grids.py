@@ -75,6 +75,11 @@ def rows_without_codes(model: nn.Module, name: str) -> torch.Tensor | None:
     return None if grid is None or grid.bits is None else grid.bits == 0
 
 
+def is_rounded(model: nn.Module) -> bool:
+    """Whether any weight of a model was put on a grid."""
+    return bool(vars(model).get(_OWN))
+
+
 def grids_of(model: nn.Module) -> dict[str, PackedTensor]:
     """What weights of a model were rounded to, by name; empty where none was.
 

@@ -18,8 +18,9 @@ from safetensors import SafetensorError, safe_open
 
 from hf_mamba_prune.models.architectures import architecture_of
 from hf_mamba_prune.models.model_config import ModelConfig
-from hf_mamba_prune.packed.blobs import BlobHead, read_head
+from hf_mamba_prune.packed.blobs import BlobHead, from_blob, read_head
 from hf_mamba_prune.packed.config import PackedConfig
+from hf_mamba_prune.packed.tensors import check_tensor
 
 INDEX_NAME = "packed_index"
 _AGAIN = "get the checkpoint again"
@@ -83,7 +84,7 @@ def check_files(files: list[str], config: ModelConfig, described: PackedConfig) 
                     f"{name} in {Path(path).name} does not have its checksum: it was changed or damaged, {_AGAIN}"
                 )
             if tensor.dtype == torch.uint8:
-                blobs[name] = _head(name, tensor)
+                blobs[name] = _head(name, tensor, whole=described.unpack is True)
             else:
                 shapes[name] = tuple(tensor.shape)
     missing = sorted(sums.keys() - blobs.keys() - shapes.keys())
@@ -123,8 +124,12 @@ def _read_index(files: list[str], config: ModelConfig, described: PackedConfig) 
     return sums
 
 
-def _head(name: str, blob: torch.Tensor) -> BlobHead:
+def _head(name: str, blob: torch.Tensor, whole: bool) -> BlobHead:
+    """With `whole`, all of it is checked: of what goes wrong while it unpacks, transformers tells nothing."""
     try:
+        if whole:
+            with torch.device(blob.device):  # the loader makes new tensors elsewhere
+                check_tensor(from_blob(blob))
         return read_head(blob, blob.numel())
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error

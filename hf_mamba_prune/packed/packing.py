@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from hf_mamba_prune.packed.blobs import to_blob
-from hf_mamba_prune.packed.grids import grid_of, grids_of
+from hf_mamba_prune.packed.grids import grid_of, is_rounded
 from hf_mamba_prune.packed.modules import PackedWeight, packed_like
 from hf_mamba_prune.packed.tensors import pack_tensor
 
@@ -26,7 +26,7 @@ def pack_into(target: nn.Module, source: nn.Module, dtype: torch.dtype, values: 
     Raises:
         ValueError: int8 of weights that are not finite, or rounded ones where none is, or one has changed since.
     """
-    if values == "rounded" and not grids_of(source):
+    if values == "rounded" and not is_rounded(source):
         raise ValueError(
             "values='rounded' packs what pruning has just rounded, and no weight of this model is: round it with "
             "bits, size or code_bits of a PruningConfig, or pack it with values='auto' or 'int8'"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from hf_mamba_prune.native.codes import LEVEL_OFFSET, LEVELS, WIDTHS, Grid, bytes_of_rows, plane_bytes
+from hf_mamba_prune.native.library import built
 from hf_mamba_prune.native.packed import PackedMatrix, bits_of_rows, kept_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -67,6 +68,8 @@ class PackedTensor:
         Raises:
             ValueError: the parts do not fit each other.
         """
+        if not built():  # the kernels' own check is as strict
+            check_tensor(self)
         coding = None if self.grid is None else self.coding
         return PackedMatrix(self.shape, self.mask, self.values, self.scales, coding=coding, grid=self.grid)
 

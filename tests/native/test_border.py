@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hf_mamba_prune import native
-from hf_mamba_prune.native.library import CODES, MAX_BATCH, READABLE_BYTES, buffer, kernels, strided
+from hf_mamba_prune.native.library import CODES, CODINGS, MAX_BATCH, READABLE_BYTES, buffer, kernels, strided
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the kernels are not built or switched off")
 
@@ -215,6 +215,7 @@ def test_rankings():
         ({"shift": 32}, "shift is 32"),
         ({"low": 1 << 31}, "low is no key"),
         ({"coding": CODES[torch.int8]}, "values are int8"),
+        *(({"coding": CODINGS[name]}, f"values are {name}") for name in ("mixed", "int1", "int4")),  # no whole bytes
         ({"coding": 99}, "coding 99"),
         ({"values": buffer(keep(torch.zeros(3, dtype=torch.int8)))}, "not whole values"),
     ):

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from hf_mamba_prune import native
-from hf_mamba_prune.native.library import CODES, MAX_BATCH, READABLE_BYTES, buffer, kernels
+from hf_mamba_prune.native.codes import LEVELS
+from hf_mamba_prune.native.library import CODES, CODINGS, MAX_BATCH, READABLE_BYTES, buffer, kernels
 from hf_mamba_prune.native.packed import PackedMatrix
 from hf_mamba_prune.packed.tensors import pack_tensor
 
@@ -93,6 +94,105 @@ def test_values_that_the_door_is_given_must_be_those_of_the_mask():
     packed = pack_tensor(torch.eye(5, 70))
     with pytest.raises(ValueError, match="has 2 values, expected 5"):
         PackedMatrix(packed.shape, packed.mask, packed.values[:2])
+
+
+def bytes_of(*own: int) -> Any:
+    return held(torch.tensor(own, dtype=torch.int8 if min(own) < 0 else torch.uint8))
+
+
+def places(*at: int) -> Any:
+    return held(torch.tensor(at, dtype=torch.int64))
+
+
+CODE_BYTES = {"mixed": 16 * (0 + 3 + 6), "int1": 8, "int2": 16, "int3": 24, "int4": 32}
+"""Of the matrix (3, 70), two words a row: rows of 0, 3 and 6 bits, or planes of bits over the 9 that masks keep."""
+
+
+def coded(coding: str) -> dict[str, Any]:
+    """The same matrix in codes."""
+    given = {"rows": 3, "columns": 70, "coding": CODINGS[coding], "scales": floats(3), "column_scales": floats(70)}
+    given |= {"values": held(torch.zeros(CODE_BYTES[coding] + READABLE_BYTES, dtype=torch.uint8))}
+    given |= {"levels": bytes_of(-32, 31, *[0] * (LEVELS - 2))}
+    if coding == "mixed":
+        return given | {"row_bits": bytes_of(0, 3, 6), "row_starts": places(0, 0, 48)}
+    return given | {name: parts()[name] for name in ("masks", "starts")}
+
+
+@pytest.mark.parametrize("coding", CODE_BYTES)
+def test_codes_of_a_matrix(coding):
+    fitting = coded(coding)
+    short = held(torch.zeros(CODE_BYTES[coding] + READABLE_BYTES - 1, dtype=torch.uint8))
+    refused(kernels().Matrix, fitting, {"values": short}, f"values has .* as {coding} and READABLE_BYTES behind them")
+    kernels().Matrix(**fitting | {"column_scales": None})
+    for change, message in (
+        ({"scales": None}, f"scales must be given with {coding}"),
+        ({"scales": floats(2)}, "scales has 8 bytes, expected 3 values"),
+        ({"column_scales": floats(69)}, "column_scales has 276 bytes, expected 70 values"),
+        ({"column_scales": held(torch.zeros(70, dtype=torch.bfloat16))}, "column_scales has 140 bytes"),
+        ({"levels": None}, "levels is missing"),
+        ({"levels": bytes_of(*[0] * (LEVELS - 1))}, "levels has 29 bytes, expected 30 values"),
+        ({"levels": bytes_of(*[0] * (LEVELS + 1))}, "levels has 31 bytes"),
+        ({"levels": bytes_of(*[0] * (LEVELS - 1), 32)}, "a level is 32, expected -32 to 31"),
+        ({"levels": bytes_of(-33, *[0] * (LEVELS - 1))}, "a level is -33"),
+    ):
+        refused(kernels().Matrix, fitting, change, message)
+
+
+@pytest.mark.parametrize("columns", [1, 8, 12, 63])
+def test_codes_of_a_narrow_matrix_fill_bytes(columns):
+    fitting = coded("mixed") | {"columns": columns, "column_scales": None, "row_bits": bytes_of(1, 5, 2)}
+    width = -(-columns // 8)
+    fitting |= {"row_starts": places(0, width, 6 * width)}
+    exact = [held(torch.zeros(8 * width + READABLE_BYTES - less, dtype=torch.uint8)) for less in (0, 1)]
+    refused(kernels().Matrix, fitting | {"values": exact[0]}, {"values": exact[1]}, "values has")
+    refused(kernels().Matrix, fitting, {"row_starts": places(0, 8, 48)} if width < 8 else {"columns": 64 * 8}, "row")
+
+
+@pytest.mark.parametrize(
+    ("coding", "change", "message"),
+    [
+        ("mixed", {"row_bits": lambda: bytes_of(0, 3)}, "row_bits has 2 bytes, expected 3 values"),
+        ("mixed", {"row_bits": lambda: bytes_of(0, 3, 6, 0)}, "row_bits has 4 bytes"),
+        ("mixed", {"row_bits": lambda: bytes_of(0, 3, 7)}, "row 2 has codes of 7 bits"),
+        ("mixed", {"row_bits": lambda: bytes_of(255, 3, 6)}, "row 0 has codes of 255 bits"),
+        ("mixed", {"row_bits": lambda: bytes_of(0, 4, 6)}, "row 2 starts at byte 48, those before it end at 64"),
+        ("mixed", {"row_bits": lambda: None}, "mixed has widths of rows and no masks"),
+        ("mixed", {"row_starts": lambda: None}, "mixed has widths of rows and no masks"),
+        ("mixed", {"row_starts": lambda: places(0, 0)}, "row_starts has 16 bytes, expected 3 values"),
+        ("mixed", {"row_starts": lambda: places(0, 0, 40)}, "row 2 starts at byte 40, those before it end at 48"),
+        ("mixed", {"row_starts": lambda: places(8, 0, 48)}, "row 0 starts at byte 8"),
+        ("mixed", {"row_starts": lambda: places(0, -1, 48)}, "row 1 starts at byte 18446744073709551615"),
+        ("mixed", {name: lambda name=name: parts()[name] for name in ("masks", "starts")}, "and no masks"),
+        ("mixed", {"masks": lambda: parts()["masks"]}, "masks and starts belong together"),
+        ("mixed", {"columns": lambda: 71}, "column_scales has"),
+        ("mixed", {"rows": lambda: 1 << 61}, "63 bits"),
+        ("int2", {"masks": lambda: None, "starts": lambda: None}, "int2 has masks and no widths of rows"),
+        ("int2", {"starts": lambda: None}, "masks and starts belong together"),
+        ("int2", {"starts": lambda: starts(0, 4, 6)}, "row 1 starts at value 4, the masks before it keep 3"),
+        ("int2", {"columns": lambda: 69, "column_scales": lambda: None}, "bits beyond its 69 columns"),
+        ("int2", {"row_bits": lambda: bytes_of(2, 2, 2)}, "int2 has masks and no widths of rows"),
+        ("int2", {"row_starts": lambda: places(0, 0, 0)}, "int2 has masks and no widths of rows"),
+        ("int4", {"coding": lambda: CODINGS["mixed"]}, "mixed has widths of rows and no masks"),
+        ("int4", {"coding": lambda: CODINGS["int8"]}, "must not be given with int8"),
+        ("int3", {"coding": lambda: CODINGS["int4"]}, "values has 88 bytes, expected the codes of 9 weights as int4"),
+    ],
+)
+def test_widths_and_masks_of_codes(coding, change, message):
+    refused(kernels().Matrix, coded(coding), {name: make() for name, make in change.items()}, message)
+
+
+@pytest.mark.parametrize("coding", CODES, ids=str)
+@pytest.mark.parametrize("name", ["levels", "column_scales", "row_bits", "row_starts"])
+def test_what_belongs_to_codes_is_not_taken_with_other_values(coding, name):
+    other = coded("mixed")[name]
+    for masked in (True, False):
+        refused(kernels().Matrix, parts(coding, masked), {name: other}, "must not be given with")
+
+
+@pytest.mark.parametrize("coding", CODE_BYTES)
+def test_codes_are_nothing_that_rows_are_written_as(coding):
+    rows = run() | {"matrix": kernels().Matrix(**coded(coding)), "count": 3, "coding": CODES[torch.float32]}
+    refused(kernels().packed_rows, rows | {"out": floats(3, 70)}, {"coding": CODINGS[coding]}, "cannot be written as")
 
 
 def test_products_and_rows():

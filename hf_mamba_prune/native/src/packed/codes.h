@@ -44,6 +44,30 @@ HMP_INLINE uint8_t level_byte(const PackedMatrix& m, int bits, int code) {
                                                    : m.levels[first_level(bits) + code] + kLevelOffset);
 }
 
+// The codes of an unmasked word of fewer than 64 columns, eight bytes of a plane at a time; `to` has 72 bytes.
+inline void narrow_codes(const uint8_t* word, int bits, int64_t width, uint8_t* to) {
+  std::memset(to, 0, 72);
+  int low = 0;
+  for (int plane = 4; plane > 0; plane /= 2) {
+    if ((bits & plane) == 0) continue;
+    const int64_t bytes = width * plane / 8;
+    const uint64_t mask = 0x0101010101010101u * ((1u << plane) - 1);
+    for (int64_t at = 0; at < bytes; at += 8) {
+      uint64_t packed, codes;
+      std::memcpy(&packed, word + at, 8);  // what is behind the plane is readable, and masked away
+      const uint64_t own = bytes - at >= 8 ? mask : mask & ((uint64_t{1} << 8 * (bytes - at)) - 1);
+      for (int field = 0; field < 8 / plane; ++field) {
+        uint8_t* place = to + field * bytes + at;
+        std::memcpy(&codes, place, 8);
+        codes |= (packed >> plane * field & own) << low;
+        std::memcpy(place, &codes, 8);
+      }
+    }
+    low += plane;
+    word += bytes;
+  }
+}
+
 // 64 levels, moved up by kLevelOffset, whatever the instruction set has. The place moves on.
 inline void next_levels(const PackedMatrix& m, int bits, CodePlace& place, uint8_t* to) {
   std::memset(to, kLevelOffset, 64);
@@ -140,13 +164,15 @@ HMP_INLINE __m256i masked_half(const PackedMatrix& m, __m256i table, uint32_t ma
 template <int kBits, bool Dense>
 HMP_INLINE LevelBytes next_level_bytes(const PackedMatrix& m, __m256i table, CodePlace& place) {
   if constexpr (Dense) {
+    LevelBytes codes;
     if (m.columns < 64) {
-      uint8_t bytes[64];
-      next_levels(m, kBits, place, bytes);
-      return {load_as<__m256i>(bytes), load_as<__m256i>(bytes + 32)};
+      uint8_t bytes[72];
+      narrow_codes(place.word, kBits, m.word_columns(), bytes);
+      codes = {load_as<__m256i>(bytes), load_as<__m256i>(bytes + 32)};
+    } else {
+      codes = codes_of_word<kBits>(place.word);
     }
-    LevelBytes codes = codes_of_word<kBits>(place.word);
-    place.word += 8 * kBits;
+    place.word += m.word_columns() / 8 * kBits;
     if constexpr (levels_of(kBits) > 0) {
       codes.low = _mm256_shuffle_epi8(table, codes.low);
       codes.high = _mm256_shuffle_epi8(table, codes.high);

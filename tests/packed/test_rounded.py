@@ -1,0 +1,132 @@
+"""A checkpoint in codes of few bits where packed models are used: generated from, saved, copied, adapted, damaged."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from native_cases import distance
+from packed_cases import ROUNDED, SHARD, load, needs_kernels, save_rounded, tokens
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from hf_mamba_prune import PackedConfig
+from hf_mamba_prune.native import library
+from hf_mamba_prune.packed.blobs import read_head
+from hf_mamba_prune.packed.index import INDEX_NAME, sha256_of
+from hf_mamba_prune.packed.modules import packed_modules
+
+NAME = "backbone.layers.1.mixer.in_proj.weight"
+
+
+@pytest.fixture(scope="module", params=ROUNDED)
+def pair(request, tmp_path_factory) -> tuple[Any, Path]:
+    """A rounded dense model and the folder with the same packed."""
+    folder = tmp_path_factory.mktemp(request.param) / "p"
+    return save_rounded(folder, "mamba", request.param), folder
+
+
+def coding_of(model: Any) -> str:
+    return model.get_submodule(NAME.removesuffix(".weight")).matrix.coding
+
+
+def test_generating_follows_the_unpacked_model(pair):
+    dense, folder = pair
+    packed, unpacked = load(folder), load(folder, unpack=True)
+    assert coding_of(packed) in ("mixed", "int2")
+    assert all(torch.equal(x, dense.state_dict()[name]) for name, x in unpacked.state_dict().items())
+    options = dict(max_new_tokens=6, do_sample=False, return_dict_in_generate=True, output_logits=True)
+    found = packed.generate(tokens(6, 2), **options)
+    with torch.no_grad():
+        expected = unpacked(found.sequences).logits[:, 5:-1]  # the tokens that were chosen, and what they follow from
+    assert distance(torch.stack(found.logits, dim=1), expected) < 0.03  # vectors are rounded to int8 on the way
+
+
+def test_saving_again_gives_equal_bytes(pair, tmp_path):
+    _, folder = pair
+    load(folder).save_pretrained(tmp_path / "again")
+    load(tmp_path / "again").save_pretrained(tmp_path / "once more")
+    for name in ("model.safetensors", "config.json", "generation_config.json"):
+        first, second, third = (path / name for path in (folder, tmp_path / "again", tmp_path / "once more"))
+        assert first.read_bytes() == second.read_bytes() == third.read_bytes(), name
+
+
+def test_copies_compute_the_same(pair):
+    _, folder = pair
+    packed = load(folder)
+    expected = packed(tokens(7)).logits
+    copies = [copy.deepcopy(packed), pickle.loads(pickle.dumps(packed)), load(folder)]
+    copies[2].load_state_dict(packed.state_dict())
+    for other in copies:
+        assert coding_of(other) == coding_of(packed) and torch.equal(other(tokens(7)).logits, expected)
+
+
+def test_adapters_learn_on_a_base_that_stays(pair):
+    peft = pytest.importorskip("peft")
+    packed = load(pair[1])
+    before = {name: tensor.clone() for name, tensor in packed.state_dict().items()}
+    model = peft.get_peft_model(packed, peft.LoraConfig(r=4, target_modules=["in_proj", "x_proj"]))
+    optimizer = torch.optim.AdamW([own for own in model.parameters() if own.requires_grad], lr=0.02)
+    losses = []
+    for _ in range(10):
+        losses.append(model(tokens(12), labels=tokens(12)).loss)
+        losses[-1].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < 0.9 * losses[0]
+    after = {name.replace("base_layer.", ""): tensor for name, tensor in model.get_base_model().state_dict().items()}
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_what_was_not_rounded_is_not_packed_as_if(pair, tmp_path):
+    load(pair[1], unpack=True).save_pretrained(tmp_path / "dense")
+    with pytest.raises(ValueError, match="this one was not rounded since it was made or loaded"):
+        load_dense(tmp_path / "dense", "rounded")
+    assert coding_of(load_dense(tmp_path / "dense", "auto")) == "float32"
+
+
+def load_dense(folder: Path, values: str) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, quantization_config=PackedConfig(values=values))
+
+
+MASK, LEVELS, WIDTHS = 0, 3, 4
+"""Parts of a blob that are damaged, in their order."""
+
+
+@needs_kernels
+@pytest.mark.parametrize("reader", ["kernels", "twin", "unpacked"])
+@pytest.mark.parametrize(
+    ("pair", "part", "value", "message"),
+    [
+        ("masked", MASK, 255, "beyond the last|values"),
+        ("masked", LEVELS, 32, "expected -32 to 31"),
+        ("mixed", LEVELS, 32, "expected -32 to 31"),
+        ("mixed", WIDTHS, 7, "widths of codes are|values"),
+        ("mixed", WIDTHS, 6, "values"),
+    ],
+    indirect=["pair"],
+)
+def test_sealed_damage_is_refused_by_every_reader(pair, tmp_path, monkeypatch, part, value, message, reader):
+    shutil.copytree(pair[1], tmp_path / "p")
+    tensors = load_file(tmp_path / "p" / SHARD)
+    blob = tensors[NAME]
+    head = read_head(blob, len(blob))
+    start, length = head.starts()[part], head.lengths()[part]
+    blob[start : start + length] = value
+    index = json.loads(tensors.pop(INDEX_NAME).numpy().tobytes())
+    index["sha256"][NAME] = sha256_of(blob)
+    sealed = torch.frombuffer(bytearray(json.dumps(index).encode()), dtype=torch.uint8)
+    save_file(tensors | {INDEX_NAME: sealed}, tmp_path / "p" / SHARD, {"format": "pt"})
+    config = json.loads((tmp_path / "p" / "config.json").read_text())
+    config["quantization_config"]["sha256"] = sha256_of(sealed)
+    (tmp_path / "p" / "config.json").write_text(json.dumps(config))
+    if reader == "twin":
+        monkeypatch.setattr(library, "_kernels", None)
+    with pytest.raises(ValueError, match=rf"{NAME}: .*({message})"):
+        packed_modules(load(tmp_path / "p", unpack=reader == "unpacked"))
