@@ -1,6 +1,6 @@
 """Codes of a few bits: how they lie in planes of bits, and the levels that they stand for.
 
-Without masks each row has codes of its own width, and is a run of words of 64 columns (fewer in a matrix of fewer).
+Without masks each row has codes of its own width, and is a run of words of 64 columns (fewer in a narrow matrix).
 A word is a plane of 4 bits, of 2 and of 1, as far as the width needs them, the first with the lowest bits; a plane of
 p bits puts column l + i * bytes into bits p * i of byte l. With masks there is a plane of single bits for each bit of
 a code, a stream over the kept weights of the whole matrix.
@@ -17,6 +17,9 @@ WIDTHS = (0, 1, 2, 3, 4, 5, 6)
 LEVELS, LEVEL_OFFSET = 30, 32
 """Levels of the tables for 1, 2, 3 and 4 bits, one after the other, and the magnitude of the lowest that may be; a
 wider code counts levels from -2^(bits - 1) on."""
+
+NARROW = 32
+"""Columns up to which a matrix has words no wider than it needs."""
 
 _PLANES = (4, 2, 1)
 
@@ -43,7 +46,7 @@ class Grid:
 
 def word_columns(columns: int) -> int:
     """Columns of a word, with those that fill it up."""
-    return 64 if columns >= 64 else -(-columns // 8) * 8
+    return 64 if columns > NARROW else -(-columns // 8) * 8
 
 
 def bytes_of_rows(columns: int, bits: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,10 @@
 // Weights of a few bits, 64 columns at a time: codes from their planes of bits, and the levels that they stand for.
 //
-// Without masks each row has codes of its own width, and is a run of words of 64 columns. A word is a plane of 4 bits
-// (byte l: columns l and 32 + l), of 2 (columns l, 16 + l, 32 + l, 48 + l) and of 1 (columns l, 8 + l, ... 56 + l), the
-// widest first, as far as the bits of the code need them; the first holds the lowest bits. With masks there is a plane
-// of single bits for each bit of a code, a stream over the kept weights of the whole matrix.
+// Without masks each row has codes of its own width, and is a run of words of 64 columns; narrow matrices have narrower
+// ones. A word is a plane of 4 bits (byte l: columns l and 32 + l), of 2 (columns l, 16 + l, 32 + l, 48 + l) and of 1
+// (columns l, 8 + l, ... 56 + l), the widest first, as far as the bits of the code need them; the first holds the
+// lowest bits. With masks there is a plane of single bits for each bit of a code, a stream over the kept weights of the
+// whole matrix.
 #pragma once
 #include "packed/expand.h"
 
@@ -44,9 +45,10 @@ HMP_INLINE uint8_t level_byte(const PackedMatrix& m, int bits, int code) {
                                                    : m.levels[first_level(bits) + code] + kLevelOffset);
 }
 
-// The codes of an unmasked word of fewer than 64 columns, eight bytes of a plane at a time; `to` has 72 bytes.
+// The codes of a narrow word, eight bytes of a plane at a time; `to` has kNarrowBytes.
+constexpr int64_t kNarrowBytes = 128;
 inline void narrow_codes(const uint8_t* word, int bits, int64_t width, uint8_t* to) {
-  std::memset(to, 0, 72);
+  std::memset(to, 0, kNarrowBytes);
   int low = 0;
   for (int plane = 4; plane > 0; plane /= 2) {
     if ((bits & plane) == 0) continue;
@@ -165,8 +167,8 @@ template <int kBits, bool Dense>
 HMP_INLINE LevelBytes next_level_bytes(const PackedMatrix& m, __m256i table, CodePlace& place) {
   if constexpr (Dense) {
     LevelBytes codes;
-    if (m.columns < 64) {
-      uint8_t bytes[72];
+    if (m.columns <= kNarrow) {
+      uint8_t bytes[kNarrowBytes];
       narrow_codes(place.word, kBits, m.word_columns(), bytes);
       codes = {load_as<__m256i>(bytes), load_as<__m256i>(bytes + 32)};
     } else {

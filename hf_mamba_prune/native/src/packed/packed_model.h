@@ -10,6 +10,7 @@ namespace hmp {
 constexpr int kBand = 16;          // rows multiplied together
 constexpr int64_t kMaxBatch = 8;   // sequences that one token's step serves at once
 constexpr int64_t kGroup = 256;    // columns that share a scale when the vector is rounded to int8
+constexpr int64_t kNarrow = 32;    // columns up to which words of codes are as narrow; they are slower to read
 constexpr int64_t kReadable = 64;  // bytes that must be readable behind the last value, but for unmasked floats
 
 // Weights (rows, columns). The kept values of a row follow each other, and the rows follow each other.
@@ -29,7 +30,7 @@ struct PackedMatrix {
 
   int64_t words() const { return (columns + 63) / 64; }
   // Columns of a word of codes: narrow matrices have narrow ones.
-  int64_t word_columns() const { return columns < 64 ? (columns + 7) / 8 * 8 : 64; }
+  int64_t word_columns() const { return columns > kNarrow ? 64 : (columns + 7) / 8 * 8; }
   int64_t row_bytes(int bits) const { return words() * word_columns() / 8 * bits; }
 };
 
