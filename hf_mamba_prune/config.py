@@ -27,7 +27,7 @@ def closest(kind: str, given: str, known: tuple[str, ...]) -> str:
     """The text of an error for an unknown name, with the nearest right one first."""
     near = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    listed = f" Known: {', '.join(known)}." if len(known) <= 30 else ""
+    listed = f" Known: {', '.join(known)}." if len(known) <= 25 else ""
     return f"unknown {kind} {given!r}.{hint}{listed}"
 
 

@@ -138,6 +138,7 @@ def test_sensitivity_is_what_an_error_of_a_weight_costs(sequences):
     assert sum(rises) / len(rises) == pytest.approx(expected, rel=0.25)
 
 
+@pytest.mark.slow
 def test_rounding_is_the_same_whenever_it_is_done(sequences):
     first, again = (rounded("mamba", sequences, bits=3.0)[0].state_dict() for _ in range(2))
     assert all(torch.equal(weight, again[name]) for name, weight in first.items())

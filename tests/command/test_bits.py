@@ -71,6 +71,7 @@ def test_bits_end_in_a_folder_whose_parts_agree(place, capsys):
     assert "Embeddings and head have codes of 6 bits" in card and "base_model_relation" not in card
 
 
+@pytest.mark.slow
 def test_what_is_measured_afterwards_is_what_was_shipped(place, capsys):
     assert run("model", *GOOD, "--bits", "3.5", "--quiet") == 0
     after = PruningReport.load("model-3.5-bits").after[0].perplexity
@@ -81,6 +82,7 @@ def test_what_is_measured_afterwards_is_what_was_shipped(place, capsys):
         assert found == pytest.approx(after, rel=1e-3)
 
 
+@pytest.mark.slow  # tests/bits has the same without the command
 def test_a_size_is_that_of_the_file(place, capsys):
     assert run("model", *GOOD, "--size", "28KB") == 0
     assert "About to round 12,288 projection weights to a file of 28.0 kB" in capsys.readouterr().out

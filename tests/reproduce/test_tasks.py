@@ -78,8 +78,12 @@ def shrink(monkeypatch, name: str) -> None:
     monkeypatch.setitem(listops.SIZES, "small", ((24, 96), {"train": 60, "val": 8, "test": 8}))
 
 
+# One of each kind of task in the default run: classes of one text, of two texts, and a forecast.
+FAST = {"listops", "retrieval", "ettm2-720"}
+
+
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "wikitext103" else name for name in TINY.values()]
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in TINY.values()]
 )
 def test_train_prune_recover_evaluate_save_and_load(data, tmp_path, monkeypatch, capsys, name):
     shrink(monkeypatch, name)

@@ -75,7 +75,14 @@ def layout(model) -> dict[str, tuple]:
     return found
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name != "many"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in ("mamba2", "few") else name
+        for name in CASES
+        if name != "many"
+    ],
+)
 def test_a_model_stays_on_its_grids_at_every_step_and_is_packed_to_the_bit(name, tmp_path):
     trainer = trainer_of(name, tmp_path / "run", max_steps=24)
     model, before = trainer.model, layout(trainer.model)
@@ -106,7 +113,7 @@ def test_a_level_of_zero_is_no_mask(tmp_path):
     assert any(bool((target.weight(model)[zeros[target.name]] != 0).any()) for target in find_targets(model))
 
 
-@pytest.mark.parametrize("name", ["mixed", "masked"])
+@pytest.mark.parametrize("name", ["mixed", pytest.param("masked", marks=pytest.mark.slow)])
 def test_a_resumed_run_ends_as_if_it_had_not_stopped(name, tmp_path):
     whole = trainer_of(name, tmp_path / "whole", save_strategy="steps", save_steps=3, seed=3)
     whole.train()
