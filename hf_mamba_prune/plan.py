@@ -68,7 +68,7 @@ class Plan:
         components: name -> weights.
         training_tokens: that a training sees; 0 without one.
         bits: of a projection weight that it is rounded to, scales and all; None: to no budget of bits.
-        file_bytes: of the packed file that it is rounded to; None: to no size, or none that is known before.
+        file_bytes: of the packed file that it is rounded to; None: to no size.
         code_bits: of the codes that kept weights are rounded to; None: they are not.
     """
 

@@ -1,4 +1,4 @@
-"""The story: find targets -> calibrate -> score -> allocate -> mask -> reconstruct -> evaluate -> report."""
+"""The story: find targets -> calibrate -> score -> allocate -> mask -> reconstruct -> round -> evaluate -> report."""
 
 from __future__ import annotations
 
@@ -208,11 +208,12 @@ class ReadyToPrune:
         return evaluation.run(self.model, self.tokenizer), evaluation.tasks.run(self.model, self.tokenizer)
 
     def _rounded(self, dtype: torch.dtype, meter: CostMeter) -> RoundingFacts | None:
-        if not self.config.rounds or self.sequences is None:
+        if not self.config.rounds:
             return None
+        sequences = cast(torch.Tensor, self.sequences)  # rounding always reads them
         with meter.step("round"):
             bf16 = in_bfloat16(self.config.calibration_bf16, self.model.device)
-            return round_model(self.model, self.targets, self.sequences, self.config, dtype, bf16=bf16)
+            return round_model(self.model, self.targets, sequences, self.config, dtype, bf16=bf16)
 
     def _train(self, teacher: PreTrainedModel | None, meter: CostMeter) -> tuple[RecoveryFacts | None, Budget | None]:
         """Recover, and prune while doing so where that is asked for: what came of it, and the last budget then."""

@@ -50,3 +50,26 @@ def make_place() -> None:
     build_model("mamba").save_pretrained("model")
     build_tokenizer().save_pretrained("model")
     Path("text.txt").write_text(TEXT, encoding="utf-8")
+
+
+# The requests of a push, by what they are for: method and path, as patterns.
+OF_THE_HUB = {
+    "who": ("GET", "/api/whoami"),
+    "look": ("GET", f"/api/models/{REPO}$"),
+    "create": ("POST", "/api/repos/create"),
+    "card": ("POST", "/api/validate-yaml"),
+    "preupload": ("POST", "/preupload/"),
+    "commit": ("POST", "/commit/"),
+}
+OF_LFS = {
+    "batch": ("POST", "/objects/batch"),
+    "upload": ("PUT", "/uploads/"),
+    "verify": ("POST", "/lfs/verify"),
+}
+OF_XET = {
+    "token": ("GET", "/xet-write-token/"),
+    "chunk": ("GET", "/cas/v1/chunks/"),
+    "grant": ("POST", "/cas/v1/xorb-grants/"),
+    "xorb": ("POST", "/cas/v1/xorbs/"),
+    "shard": ("POST", "/cas/v./shards"),
+}

@@ -15,6 +15,7 @@ from hf_mamba_prune.bits.widths import RowCurves, choose_widths, row_curves
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.models.blocks import MemoryBlocks
 from hf_mamba_prune.models.targets import Target
+from hf_mamba_prune.native.codes import WIDTHS
 from hf_mamba_prune.packed.grids import coded_tensor, put_on_grids
 from hf_mamba_prune.packed.tensors import PackedTensor
 from hf_mamba_prune.repair.blocks import walk
@@ -33,11 +34,11 @@ _POWER, _HIGHEST = 0.5, 50.0
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What is known of a dense model before a budget is.
+    """What is known of a model before it is rounded.
 
     Args:
         sensitivity: of the projections, by target name.
-        curves: of their rows.
+        curves: of their rows; empty where every row has the same width.
     """
 
     sensitivity: Mapping[str, Sensitivity]
@@ -50,7 +51,7 @@ class _Plan:
 
     widths: Mapping[str, torch.Tensor]
     outer: OuterWeights
-    expected: float
+    expected: float | None
 
 
 def check_budget(
@@ -108,7 +109,8 @@ def measure_rows(
         rows = sensitivity[target.name].rows
         curves[target.name] = row_curves(weight, hessian[0], rows, config.damping)
 
-    walk(MemoryBlocks(model), inner, sequences[:_CURVE_SEQUENCES], visit, bf16)
+    if config.code_bits is None:
+        walk(MemoryBlocks(model), inner, sequences[:_CURVE_SEQUENCES], visit, bf16)
     return Measured(sensitivity=sensitivity, curves=curves)
 
 
@@ -174,9 +176,9 @@ def _projections(targets: Sequence[Target]) -> list[Target]:
 
 
 def _masks(model: PreTrainedModel, targets: Sequence[Target]) -> dict[str, torch.Tensor]:
-    """What is not zero, of the weights that hold zeros worth a mask."""
+    """What is not zero, of the weights that hold zeros: all of them stay."""
     masks = {target.name: target.weight(model) != 0 for target in targets}
-    return {name: mask for name, mask in masks.items() if float(mask.float().mean()) < 1 - 1 / 16}
+    return {name: mask for name, mask in masks.items() if not mask.all()}
 
 
 def _weights_of_tokens(tokens: torch.Tensor) -> torch.Tensor:
@@ -210,7 +212,7 @@ def _plan(
     held = sum(_overhead(target) for target in targets)
     if config.code_bits is not None:
         widths = {t.name: torch.full((t.shape[0],), config.code_bits, dtype=torch.uint8) for t in targets}
-        return _Plan(widths=widths, outer=outer_weights(model, dtype), expected=_expected(curves, widths))
+        return _Plan(widths=widths, outer=outer_weights(model, dtype), expected=None)
     if config.bits is not None:
         widths = choose_widths(curves, int(config.bits * sum(target.size for target in targets)) - held)
         return _Plan(widths=widths, outer=outer_weights(model, dtype), expected=_expected(curves, widths))
@@ -228,7 +230,7 @@ def _within_size(
 ) -> _Plan:
     """The best division of a file between embeddings and projections."""
     assert config.size is not None
-    plans: list[_Plan] = []
+    plans: list[tuple[float, _Plan]] = []
     fault: ValueError | None = None
     for outer in OuterWeights.choices(model, dtype, sequences):
         try:
@@ -236,17 +238,18 @@ def _within_size(
         except ValueError as error:
             fault = error
             continue
-        plans.append(_Plan(widths=widths, outer=outer, expected=outer.rise + _expected(curves, widths)))
+        rise = outer.rise + _expected(curves, widths)
+        plans.append((rise, _Plan(widths=widths, outer=outer, expected=rise)))
     if not plans:
         raise ValueError(f"a file of {config.size:,} bytes does not hold this model: {fault}") from fault
-    return min(plans, key=lambda plan: plan.expected)
+    return min(plans, key=lambda pair: pair[0])[1]
 
 
 def _overhead(target: Target) -> int:
     """Bits that a weight takes beside its codes: scales, widths, tables."""
     rows, columns = target.shape
     bare = coded_tensor(
-        torch.zeros(target.shape, dtype=torch.uint8),
+        torch.zeros(1, 1, dtype=torch.uint8).expand(rows, columns),
         torch.zeros(rows, dtype=torch.uint8),
         level_table(),
         scales=torch.zeros(rows, dtype=torch.bfloat16),
@@ -265,12 +268,12 @@ def _facts(targets: Sequence[Target], packed: Mapping[str, PackedTensor], plan: 
     components: dict[str, WidthFacts] = {}
     for target in targets:
         before = components.get(target.component, WidthFacts(name=target.component, weights=0, bits=0.0, rows=()))
-        counts = torch.bincount(plan.widths[target.name].long(), minlength=7).tolist()
+        counts = torch.bincount(plan.widths[target.name].long(), minlength=len(WIDTHS)).tolist()
         components[target.component] = replace(
             before,
             weights=before.weights + target.size,
             bits=before.bits + 8 * packed[target.name].bytes,
-            rows=tuple(map(sum, zip(counts, before.rows or [0] * 7, strict=True))),
+            rows=tuple(map(sum, zip(counts, before.rows or [0] * len(WIDTHS), strict=True))),
         )
     bits = sum(own.bits for own in components.values())
     weights = sum(own.weights for own in components.values())

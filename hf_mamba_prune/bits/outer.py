@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from hf_mamba_prune.masks.calibration import evaluation_mode
+from hf_mamba_prune.masks.sensitivity import mean_loss
 from hf_mamba_prune.native.codes import bytes_of_rows
 from hf_mamba_prune.packed.blobs import BlobHead, to_blob
 from hf_mamba_prune.packed.grids import coded_tensor
@@ -44,7 +43,7 @@ class OuterWeights:
     @classmethod
     def choices(cls, model: PreTrainedModel, dtype: torch.dtype, sequences: torch.Tensor) -> Iterator[OuterWeights]:
         """One after the other, each measured on the first sequences."""
-        dense = _loss(model, sequences[:_SEEN])
+        dense = mean_loss(model, sequences[:_SEEN])
         parameters = _parameters(model)
         others = _other_bytes(model, dtype)
         for bits in _WIDTHS:
@@ -54,7 +53,7 @@ class OuterWeights:
             try:
                 for name, packed in tensors.items():
                     parameters[name].data.copy_(unpack_tensor(packed))
-                rise = _loss(model, sequences[:_SEEN]) - dense if tensors else 0.0
+                rise = mean_loss(model, sequences[:_SEEN]) - dense if tensors else 0.0
             finally:
                 for name, weight in before.items():
                     parameters[name].data.copy_(weight)
@@ -133,13 +132,3 @@ def _nearest(rows: torch.Tensor, levels: torch.Tensor) -> tuple[torch.Tensor, to
         least = torch.where(better, errors, least)
         best_codes[better], best_scales = codes[better].to(torch.uint8), torch.where(better, scales, best_scales)
     return best_codes, best_scales.bfloat16()
-
-
-@torch.no_grad()
-def _loss(model: PreTrainedModel, sequences: torch.Tensor) -> float:
-    total = 0.0
-    with evaluation_mode(model):
-        for ids in sequences.to(model.device).split(1):
-            logits = model(input_ids=ids, use_cache=False).logits
-            total += F.cross_entropy(logits[0, :-1].float(), ids[0, 1:]).item()
-    return total / len(sequences)

@@ -108,7 +108,7 @@ def _component_table(report: PruningReport) -> Table:
 
 def _width_table(rounding: RoundingFacts) -> Table:
     """Bits of each component, and how many of its rows have codes of which width."""
-    table = _table("component", "weights", "bits", *(f"{width}" for width in range(7)))
+    table = _table("component", "weights", "bits", *(f"{width}" for width in range(len(rounding.components[0].rows))))
     for own in rounding.components:
         rows = (f"{count / sum(own.rows):.0%}" if count else "" for count in own.rows)
         table.add_row(own.name, f"{own.weights:,}", f"{own.bits:.3f}", *rows)

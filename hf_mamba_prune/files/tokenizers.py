@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-class _ReadTokenizer:
+class _ReadTokenizer(AbstractContextManager):
     """What is wrong with a tokenizer's files as one sentence.
 
     The tokenizers library raises the class `Exception` itself, which an `except` cannot name without all others.
@@ -55,9 +56,6 @@ class _ReadTokenizer:
 
     def __init__(self, source: str, needs: str | None) -> None:
         self._source, self._needs = source, needs
-
-    def __enter__(self) -> None:
-        pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if kind is not None and (kind is Exception or issubclass(kind, _WRONG_FILES)):

@@ -96,7 +96,7 @@ def measure_curves(
         config: seed, and the parts with a sparsity of their own.
     """
     seen = sequences[:CURVE_SEQUENCES]
-    prober = Prober(model, score, statistics, config.seed, lambda: _loss(model, seen))
+    prober = Prober(model, score, statistics, config.seed, lambda: mean_loss(model, seen))
     slots = make_slots(targets, config)
     return {
         slot.name: tuple(zip(CURVE_LEVELS, prober.rises([slot], CURVE_LEVELS), strict=True))
@@ -105,8 +105,8 @@ def measure_curves(
 
 
 @torch.no_grad()
-def _loss(model: PreTrainedModel, sequences: torch.Tensor) -> float:
-    """Mean cross-entropy in nats per token."""
+def mean_loss(model: PreTrainedModel, sequences: torch.Tensor) -> float:
+    """Mean cross-entropy in nats per token over sequences (samples, l), one at a time."""
     total = 0.0
     with evaluation_mode(model):
         for ids in sequences.to(model.device).split(1):

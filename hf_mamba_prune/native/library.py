@@ -33,7 +33,7 @@ where no kernels are built, keep to the same."""
 
 if _kernels is not None:
     CODINGS = dict(_kernels.CODINGS)
-    CODES = {getattr(torch, name): CODINGS[name] for name in ("float32", "bfloat16", "float16", "int8")}
+    CODES = {getattr(torch, name): CODINGS[name] for name in _kernels.TYPES}
     MAX_BATCH, READABLE_BYTES = _kernels.MAX_BATCH, _kernels.READABLE_BYTES
 
 _HERE = Path(__file__).parent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -267,16 +268,16 @@ def _by_words(mask: torch.Tensor, columns: int) -> torch.Tensor:
     return mask.view(torch.int64)
 
 
-class MatrixModule(nn.Module):
+class MatrixModule(nn.Module, ABC):
     """A module whose forward is the product with its matrix and a bias, or the choice of rows of it.
 
     The one-token step may stand for its call.
     """
 
     @property
+    @abstractmethod
     def matrix(self) -> PackedMatrix:
         """(out, in), or (vocabulary, d_model)."""
-        raise NotImplementedError
 
 
 _LINE, _HUGE = 64, 1 << 21

@@ -220,8 +220,7 @@ def push_result(folder: Path, choice: PushChoice) -> Pushed:
     report = PruningReport.load(folder)
     choice.check(report)
     choice = choice.resolve(default_name(report))
-    share = report.sparsity.prunable.sparsity
-    title = f"{in_line(report.model.id)} pruned to {share:.0%} by hf-mamba-prune"
+    title = f"{in_line(report.model.id)} {_done(report)} by hf-mamba-prune"
     held = choice.look()
     card = _card(folder, report, choice.target)
     files: dict[str, Path | bytes] = {**_files(folder), CARD_NAME: card}
@@ -240,6 +239,15 @@ def push_result(folder: Path, choice: PushChoice) -> Pushed:
         if held.commit is None:
             raise HalfDone(f"{choice.target} was made and cannot be seen: check your token with `hf auth whoami`.")
     return Pushed(address=_commit(choice, held, title, {name: folder / name for name in files}))
+
+
+def _done(report: PruningReport) -> str:
+    """What was done to the model, for the title of a commit."""
+    share = f"pruned to {report.sparsity.prunable.sparsity:.0%}"
+    if report.rounding is None:
+        return share
+    rounded = f"rounded to {report.rounding.bits:.3g} bits a projection weight"
+    return f"{share} and {rounded}" if report.sparsity.asked else rounded
 
 
 def _files(folder: Path) -> dict[str, Path]:

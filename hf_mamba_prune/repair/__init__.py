@@ -1,4 +1,5 @@
-"""Repair without training: least squares on the kept weights, block by block on inputs of the pruned blocks.
+"""Repair without training: least squares on kept weights, and rounding, block by block on inputs of changed blocks.
 
-`blocks.repair` is what pruning calls. May import: the ground, models, masks.
+`blocks.repair` is what pruning calls, `rounding.round_weight` what `bits` does. May import: the ground, models, masks,
+native.
 """

@@ -120,7 +120,7 @@ class WidthFacts:
         name: of the component.
         weights: of all its blocks.
         bits: per weight, scales and all.
-        rows: how many have codes of 0, 1, ... 6 bits.
+        rows: how many have codes of 0 bits, of 1, and so on.
     """
 
     name: str
@@ -136,13 +136,14 @@ class RoundingFacts:
     Args:
         bits: per projection weight: codes, masks, scales, tables and all.
         embedding_bits: of a code of embeddings and head; None where they stay as they are.
-        expected_rise: of the loss in nats per token, as the curves of the rows foretold it.
+        expected_rise: of the loss in nats per token, as the curves of the rows foretold it; None where every row got
+            the same width, so that none were measured.
         components: of the projections.
     """
 
     bits: float
     embedding_bits: int | None
-    expected_rise: float
+    expected_rise: float | None
     components: tuple[WidthFacts, ...]
 
 

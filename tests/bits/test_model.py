@@ -91,6 +91,19 @@ def test_the_kept_weights_of_a_sparse_model_are_rounded_under_its_masks(bits, se
     assert all(torch.equal(unpacked[name], weight) for name, weight in model.state_dict().items())
 
 
+@pytest.mark.parametrize("zeros", [1, 20])
+def test_few_zeros_of_a_sparse_model_stay_as_well_as_many(zeros, sequences):
+    """A ranking of the whole model may take only some weights of a tensor, and none of another."""
+    model = build_model("mamba")
+    target, *others = find_targets(model)
+    target.weight(model).view(-1)[:zeros] = 0
+    facts = round_model(model, [target, *others], sequences, PruningConfig(0.01, code_bits=3), torch.float32)
+    assert facts.expected_rise is None
+    assert not target.weight(model).view(-1)[:zeros].any() and target.weight(model).view(-1)[zeros:].all()
+    codings = [grids_of(model)[own.name].coding for own in (target, others[0])]
+    assert codings == ["int3", "mixed"]
+
+
 def test_weights_that_changed_since_are_not_packed_as_they_were(sequences, tmp_path):
     model, _ = rounded("mamba", sequences, bits=4.0)
     with torch.no_grad():

@@ -8,8 +8,9 @@ import local_hub as hubs
 import pushing
 import pytest
 from conftest import run
-from pushing import REPO
+from pushing import REPO, SMALL
 
+from hf_mamba_prune import PruningReport
 from hf_mamba_prune.publish import hub
 
 local_hub, pruned, result = hubs.local_hub, pushing.pruned, pushing.result
@@ -62,3 +63,14 @@ def test_a_link_within_the_folder_is_pushed_as_its_file(result, local_hub):
     Path("out/again.json").symlink_to("report.json")
     assert run(*PUSH) == 0
     assert local_hub.files(REPO)["again.json"] == Path("out/report.json").read_bytes()
+
+
+def test_the_commit_says_what_was_done(result, local_hub):
+    assert run(*PUSH) == 0
+    assert local_hub.commits(REPO)[0].title == "model pruned to 70% by hf-mamba-prune"
+    assert run("model", "--bits", "5", *SMALL[:-2], "--no-eval", "--output", "small", "--quiet") == 0
+    assert run("push", "small", "--repo-id", "alice/small", "--force") == 0
+    bits = PruningReport.load("small").rounding.bits
+    assert local_hub.commits("alice/small")[0].title == (
+        f"model rounded to {bits:.3g} bits a projection weight by hf-mamba-prune"
+    )

@@ -13,7 +13,7 @@ import pushing
 import pytest
 from conftest import run
 from local_hub import ALICE
-from pushing import REPO
+from pushing import OF_LFS, OF_THE_HUB, OF_XET, REPO
 
 local_hub, pruned = hubs.local_hub, pushing.pruned
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning", "ignore:Warnings while validating")
@@ -22,27 +22,7 @@ PUSH = ("push", "out", "--repo-id", REPO, "--force")
 WAYS = {str(status): {"status": status} for status in (401, 403, 404, 409, 412, 429, 500)}
 WAYS |= {"cut": {"cut_request": 1}, "no JSON": {"body": b"<html>Please log in</html>"}}
 SHAPES = {shape: {"body": shape.encode()} for shape in ("{}", "[1]", "null")}
-
-BOTH = {
-    "who": ("GET", "/api/whoami"),
-    "look": ("GET", f"/api/models/{REPO}$"),
-    "create": ("POST", "/api/repos/create"),
-    "card": ("POST", "/api/validate-yaml"),
-    "preupload": ("POST", "/preupload/"),
-    "commit": ("POST", "/commit/"),
-}
-WITHOUT_XET = BOTH | {
-    "batch": ("POST", "/objects/batch"),
-    "upload": ("PUT", "/uploads/"),
-    "verify": ("POST", "/lfs/verify"),
-}
-WITH_XET = BOTH | {
-    "token": ("GET", "/xet-write-token/"),
-    "chunk": ("GET", "/cas/v1/chunks/"),
-    "grant": ("POST", "/cas/v1/xorb-grants/"),
-    "xorb": ("POST", "/cas/v1/xorbs/"),
-    "shard": ("POST", "/cas/v./shards"),
-}
+WITHOUT_XET, WITH_XET = OF_THE_HUB | OF_LFS, OF_THE_HUB | OF_XET
 REQUESTS = [(False, name) for name in WITHOUT_XET] + [(True, name) for name in WITH_XET]
 CASES = list(product(REQUESTS, WAYS | SHAPES))
 """All are slow tests together; the fast ones are every twenty-fourth."""

@@ -9,31 +9,13 @@ import pushing
 import pytest
 from conftest import run
 from local_hub import ALICE
-from pushing import REPO
+from pushing import OF_LFS, OF_THE_HUB, OF_XET, REPO
 
 from hf_mamba_prune import hub_answers
 
 local_hub, pruned, result = hubs.local_hub, pushing.pruned, pushing.result
 PUSH = ("push", "out", "--repo-id", REPO, "--force")
-WITHOUT_XET = {
-    "who": ("GET", "/api/whoami"),
-    "look": ("GET", f"/api/models/{REPO}$"),
-    "create": ("POST", "/api/repos/create"),
-    "card": ("POST", "/api/validate-yaml"),
-    "preupload": ("POST", "/preupload/"),
-    "commit": ("POST", "/commit/"),
-    "batch": ("POST", "/objects/batch"),
-    "upload": ("PUT", "/uploads/"),
-    "verify": ("POST", "/lfs/verify"),
-}
-WITH_XET = {
-    "token": ("GET", "/xet-write-token/"),
-    "chunk": ("GET", "/cas/v1/chunks/"),
-    "grant": ("POST", "/cas/v1/xorb-grants/"),
-    "xorb": ("POST", "/cas/v1/xorbs/"),
-    "shard": ("POST", "/cas/v./shards"),
-    "store": (".*", "/cas/"),
-}
+WITHOUT_XET, WITH_XET = OF_THE_HUB | OF_LFS, OF_XET | {"store": (".*", "/cas/")}
 CASES = [(False, name) for name in WITHOUT_XET] + [(True, name) for name in WITH_XET]
 
 

@@ -87,6 +87,11 @@ void bind_buffers(nb::module_& module) {
   nb::dict codings;
   for (size_t code = 0; code < std::size(kCodings); ++code) codings[kCodings[code].name] = code;
   module.attr("CODINGS") = codings;
+  nb::list types;
+  for (const CodingRow& row : kCodings) {
+    if (!row.coded) types.append(row.name);
+  }
+  module.attr("TYPES") = types;
 }
 
 }  // namespace hmp
