@@ -154,12 +154,17 @@ class PackedMatrix:
             parts += [self.grid.levels, self.grid.column_scales, self.grid.bits]
         return sum(part.numel() * part.element_size() for part in parts if part is not None)
 
+    @property
+    def multiplies_bytes(self) -> bool:
+        """Whether `multiply` is the fastest product with many vectors too, in whole numbers."""
+        return available() and active_instruction_set() != "portable" and self.grid is not None
+
     def multiply(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Products with a few vectors.
+        """Products with vectors, best a few; with codes also many.
 
         Args:
-            vectors: (b, columns), b at most `MAX_BATCH`; float32. AVX2 and AVX-512 round them to int8, in groups of
-                256, where the weights are int8 or codes.
+            vectors: (b, columns) float32. AVX2 and AVX-512 round them to int8, in groups of 256, where the weights
+                are int8 or codes.
 
         Returns:
             (b, rows) float32.

@@ -1,4 +1,4 @@
-"""Products of a packed matrix with many vectors, by unpacked tiles; with a few of them, by its masks."""
+"""Products of a packed matrix with many vectors, by unpacked tiles or from its codes; with a few, from what it holds."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _dense(matrix: PackedMatrix, first: int, count: int, dtype: torch.dtype) -> 
 def product(matrix: PackedMatrix, vectors: torch.Tensor) -> torch.Tensor:
     """(b, columns) -> (b, rows) in `product_dtype` of the values."""
     dtype = product_dtype(matrix.dtype)
-    if len(vectors) <= MAX_BATCH:
+    if len(vectors) <= MAX_BATCH or (matrix.multiplies_bytes and dtype == torch.float32):
         return matrix.multiply(vectors.float()).to(dtype)
     vectors, tiles = vectors.to(dtype), _tiles(matrix)
     if len(tiles) == 1:

@@ -31,10 +31,20 @@ def test_rows_and_products_are_those_of_the_levels(shape, bits, masked, isa):
         assert torch.equal(matrix.rows(0, rows, torch.bfloat16), weight.bfloat16())
         chosen = torch.tensor([rows - 1, 0, rows // 2])
         assert torch.equal(matrix.take(chosen), weight[chosen])
-        for batch in (1, 3, 8):
+        for batch in (1, 3, 8, 150):
             vectors = torch.randn(batch, columns, generator=torch.Generator().manual_seed(batch))
             terms = vectors.abs() @ weight.abs().T  # AVX2 and AVX-512 round the vectors to int8
             assert distance(matrix.multiply(vectors), vectors @ weight.T, terms) < 0.005
+
+
+@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize("masked", (True, False))
+def test_many_vectors_give_what_each_gives_alone(masked, isa):
+    packed, _ = coded_tensor((70, 320), 3 if masked else "mixed", masked)
+    vectors = torch.randn(150, 320, generator=torch.Generator().manual_seed(0))
+    with native.force_instruction_set(isa) if native.available() else nullcontext():
+        matrix = packed.matrix()
+        torch.testing.assert_close(matrix.multiply(vectors), torch.cat([*map(matrix.multiply, vectors.split(1))]))
 
 
 @pytest.mark.parametrize(("bits", "masked"), CASES)

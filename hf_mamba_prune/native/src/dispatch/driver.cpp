@@ -161,7 +161,7 @@ bool run_select(const KernelTable& table, int64_t count, Coding coding) {
 bool run_packed(const KernelTable& table, int64_t rows, int64_t columns, Coding coding, bool masked) {
   Tensors own;
   const PackedMatrix m = own.packed(rows, columns, coding, masked);
-  for (int64_t batch = 1; batch <= kMaxBatch; batch += 3) {
+  for (const int64_t batch : {int64_t{1}, int64_t{4}, kMaxBatch, 2 * kMaxBatch + 1}) {
     const PackedProduct product{&m, batch, own.floats(batch * columns), own.floats(batch * rows)};
     table.packed_product(product, 2);
   }

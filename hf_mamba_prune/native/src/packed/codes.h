@@ -103,32 +103,37 @@ HMP_INLINE LevelBytes plane_of_four(const uint8_t* at) {
   const __m256i both = load_as<__m256i>(at), mask = _mm256_set1_epi8(15);
   return {_mm256_and_si256(both, mask), _mm256_and_si256(_mm256_srli_epi16(both, 4), mask)};
 }
+// A plane's bits in bytes, moved up by `Low`; what a shift brings over from neighbours is masked away.
+template <int Low>
 HMP_INLINE LevelBytes plane_of_two(const uint8_t* at) {
-  const __m256i all = _mm256_broadcastsi128_si256(load_as<__m128i>(at)), mask = _mm256_set1_epi8(3);
-  const __m256i first = _mm256_setr_epi32(0, 0, 0, 0, 2, 2, 2, 2), second = _mm256_setr_epi32(4, 4, 4, 4, 6, 6, 6, 6);
-  return {_mm256_and_si256(_mm256_srlv_epi32(all, first), mask), _mm256_and_si256(_mm256_srlv_epi32(all, second), mask)};
+  static_assert(Low == 0 || Low == 4);
+  const __m256i all = _mm256_broadcastsi128_si256(load_as<__m128i>(at)), mask = _mm256_set1_epi8(3 << Low);
+  if constexpr (Low == 4) {
+    return {_mm256_and_si256(_mm256_sllv_epi32(all, _mm256_setr_epi32(4, 4, 4, 4, 2, 2, 2, 2)), mask),
+            _mm256_and_si256(_mm256_srlv_epi32(all, _mm256_setr_epi32(0, 0, 0, 0, 2, 2, 2, 2)), mask)};
+  }
+  return {_mm256_and_si256(_mm256_srlv_epi32(all, _mm256_setr_epi32(0, 0, 0, 0, 2, 2, 2, 2)), mask),
+          _mm256_and_si256(_mm256_srlv_epi32(all, _mm256_setr_epi32(4, 4, 4, 4, 6, 6, 6, 6)), mask)};
 }
+template <int Low>
 HMP_INLINE LevelBytes plane_of_one(const uint8_t* at) {
-  int64_t bytes;
-  std::memcpy(&bytes, at, 8);
-  const __m256i all = _mm256_set1_epi64x(bytes), mask = _mm256_set1_epi8(1);
-  return {_mm256_and_si256(_mm256_srlv_epi64(all, _mm256_setr_epi64x(0, 1, 2, 3)), mask),
-          _mm256_and_si256(_mm256_srlv_epi64(all, _mm256_setr_epi64x(4, 5, 6, 7)), mask)};
+  static_assert(Low <= 4);
+  const __m256i all = _mm256_set1_epi64x(load_as<int64_t>(at)), mask = _mm256_set1_epi8(1 << Low);
+  return {_mm256_and_si256(_mm256_srlv_epi64(_mm256_slli_epi64(all, Low), _mm256_setr_epi64x(0, 1, 2, 3)), mask),
+          _mm256_and_si256(_mm256_srlv_epi64(all, _mm256_setr_epi64x(4 - Low, 5 - Low, 6 - Low, 7 - Low)), mask)};
 }
-template <int Shift>
-HMP_INLINE LevelBytes with_higher_bits(LevelBytes a, LevelBytes b) {
-  return {_mm256_or_si256(a.low, _mm256_slli_epi16(b.low, Shift)),
-          _mm256_or_si256(a.high, _mm256_slli_epi16(b.high, Shift))};
+HMP_INLINE LevelBytes operator|(LevelBytes a, LevelBytes b) {
+  return {_mm256_or_si256(a.low, b.low), _mm256_or_si256(a.high, b.high)};
 }
 
 template <int kBits>
 HMP_INLINE LevelBytes codes_of_word(const uint8_t* at) {
-  if constexpr (kBits == 1) return plane_of_one(at);
-  if constexpr (kBits == 2) return plane_of_two(at);
-  if constexpr (kBits == 3) return with_higher_bits<2>(plane_of_two(at), plane_of_one(at + 16));
+  if constexpr (kBits == 1) return plane_of_one<0>(at);
+  if constexpr (kBits == 2) return plane_of_two<0>(at);
+  if constexpr (kBits == 3) return plane_of_two<0>(at) | plane_of_one<2>(at + 16);
   if constexpr (kBits == 4) return plane_of_four(at);
-  if constexpr (kBits == 5) return with_higher_bits<4>(plane_of_four(at), plane_of_one(at + 32));
-  return with_higher_bits<4>(plane_of_four(at), plane_of_two(at + 32));
+  if constexpr (kBits == 5) return plane_of_four(at) | plane_of_one<4>(at + 32);
+  return plane_of_four(at) | plane_of_two<4>(at + 32);
 }
 
 // Bits -> bytes of ones.
@@ -163,18 +168,18 @@ HMP_INLINE __m256i masked_half(const PackedMatrix& m, __m256i table, uint32_t ma
   return _mm256_xor_si256(levels, _mm256_set1_epi8(kLevelOffset));
 }
 
-template <int kBits, bool Dense>
+template <int kBits, bool Dense, bool Narrow>
 HMP_INLINE LevelBytes next_level_bytes(const PackedMatrix& m, __m256i table, CodePlace& place) {
   if constexpr (Dense) {
     LevelBytes codes;
-    if (m.columns <= kNarrow) {
+    if constexpr (Narrow) {
       uint8_t bytes[kNarrowBytes];
       narrow_codes(place.word, kBits, m.word_columns(), bytes);
       codes = {load_as<__m256i>(bytes), load_as<__m256i>(bytes + 32)};
     } else {
       codes = codes_of_word<kBits>(place.word);
     }
-    place.word += m.word_columns() / 8 * kBits;
+    place.word += (Narrow ? m.word_columns() : 64) / 8 * kBits;
     if constexpr (levels_of(kBits) > 0) {
       codes.low = _mm256_shuffle_epi8(table, codes.low);
       codes.high = _mm256_shuffle_epi8(table, codes.high);
@@ -211,7 +216,8 @@ struct LevelWalker {
   }
   HMP_INLINE void next(uint8_t* to) {
 #if defined(__AVX2__)
-    const LevelBytes found = next_level_bytes<kBits, Dense>(m, table, place);
+    const LevelBytes found = Dense && m.columns <= kNarrow ? next_level_bytes<kBits, Dense, Dense>(m, table, place)
+                                                           : next_level_bytes<kBits, Dense, false>(m, table, place);
     store_as(to, found.low);
     store_as(to + 32, found.high);
 #else

@@ -154,9 +154,5 @@ inline void product_share(const void* context, int64_t task) {
   }
 }
 
-inline void packed_product(const PackedProduct& p, int threads) {
-  parallel((bands(*p.matrix) + kBandsOfTask - 1) / kBandsOfTask, threads, product_share, &p);
-}
-
 }  // namespace HMP_ISA
 }  // namespace hmp

@@ -21,35 +21,108 @@ HMP_INLINE __m256i add_products(__m256i part, LevelBytes w, const int8_t* x) {
 #endif
 }
 
+// A few rows with codes of the same bits, which share what is read of the vectors. All loops over rows and vectors are
+// unrolled, or the sums would live in memory.
+template <int kBits, bool Dense, bool Narrow, int Batch, int Rows>
+struct RowsByCodes {
+  static constexpr int kWords = kGroup / 64;
+  const PackedMatrix& m;
+  const Vectors& v;
+  const __m256i table;
+  CodePlace places[2];
+  __m256i part[Rows][Batch];
+  __m256 sum[Rows][Batch];
+
+  HMP_INLINE RowsByCodes(const PackedMatrix& matrix, const Vectors& vectors, __m256i levels, int64_t one, int64_t other)
+      : m(matrix), v(vectors), table(levels), places{CodePlace(matrix, one), CodePlace(matrix, other)} {
+#pragma GCC unroll 2
+    for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 8
+      for (int b = 0; b < Batch; ++b) sum[r][b] = _mm256_setzero_ps();
+    }
+  }
+
+  // Memory is asked for in whole: a core that guesses what comes next stops at each row's end.
+  HMP_INLINE void fetch_group() const {
+    if constexpr (Dense) {
+#pragma GCC unroll 2
+      for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 4
+        for (int byte = 0; byte < kGroup / 8 * kBits; byte += 64) {
+          fetch_ahead(reinterpret_cast<const char*>(places[r].word) + byte);
+        }
+      }
+    }
+  }
+  HMP_INLINE void add_word(int64_t word) {
+#pragma GCC unroll 2
+    for (int r = 0; r < Rows; ++r) {
+      const LevelBytes w = next_level_bytes<kBits, Dense, Narrow>(m, table, places[r]);
+#pragma GCC unroll 8
+      for (int b = 0; b < Batch; ++b) part[r][b] = add_products(part[r][b], w, v.bytes + b * v.padded + word * 64);
+    }
+  }
+  HMP_INLINE void add_group(int64_t group, int64_t groups, int64_t words) {
+#pragma GCC unroll 8
+    for (int b = 0; b < Batch; ++b) {
+#pragma GCC unroll 2
+      for (int r = 0; r < Rows; ++r) part[r][b] = load_as<__m256i>(v.corrections + (b * groups + group) * 16);
+    }
+    fetch_group();
+    if (words >= kWords) {
+#pragma GCC unroll 4
+      for (int word = 0; word < kWords; ++word) add_word(group * kWords + word);
+    } else {
+      for (int64_t word = 0; word < words; ++word) add_word(group * kWords + word);
+    }
+#pragma GCC unroll 8
+    for (int b = 0; b < Batch; ++b) {
+      const __m256 scale = _mm256_set1_ps(v.scales[b * groups + group]);
+#pragma GCC unroll 2
+      for (int r = 0; r < Rows; ++r) sum[r][b] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(part[r][b]), scale, sum[r][b]);
+    }
+  }
+};
+
+// parts: (Batch, kBand), of which those of `rows` are filled.
+template <int kBits, bool Dense, bool Narrow, int Batch, int Rows>
+HMP_INLINE void few_rows_by_codes(const PackedMatrix& m, int64_t first, const int* rows, __m256i table,
+                                  const Vectors& v, Floats (*parts)[kBand]) {
+  RowsByCodes<kBits, Dense, Narrow, Batch, Rows> own(m, v, table, first + rows[0], first + rows[Rows - 1]);
+  const int64_t groups = v.padded / kGroup, words = m.words();
+  for (int64_t group = 0; group < groups; ++group) own.add_group(group, groups, words - group * own.kWords);
+#pragma GCC unroll 2
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 8
+    for (int b = 0; b < Batch; ++b) store_as(&parts[b][rows[r]], own.sum[r][b]);
+  }
+}
+
+// Two rows at once where reading codes is little work beside the rest.
+template <int kBits, bool Dense, bool Narrow, int Batch>
+HMP_INLINE void rows_in_pairs(const PackedMatrix& m, int64_t first, uint32_t which, const Vectors& v,
+                              Floats (*parts)[kBand]) {
+  const __m256i table = level_table<kBits, Dense>(m);
+  for (; which != 0; which &= which - 1) {
+    int rows[2] = {__builtin_ctz(which)};
+    if constexpr (Dense && kBits <= 3 && Batch <= 2) {
+      const uint32_t rest = which & (which - 1);
+      if (rest != 0) {
+        which = rest;
+        rows[1] = __builtin_ctz(which);
+        few_rows_by_codes<kBits, Dense, Narrow, Batch, 2>(m, first, rows, table, v, parts);
+        continue;
+      }
+    }
+    few_rows_by_codes<kBits, Dense, Narrow, Batch, 1>(m, first, rows, table, v, parts);
+  }
+}
+
 // `which`: the rows of the band that have codes of these bits; parts: (Batch, kBand).
 template <int kBits, bool Dense, int Batch>
 void rows_by_codes(const PackedMatrix& m, int64_t first, uint32_t which, const Vectors& v, Floats (*parts)[kBand]) {
-  const int64_t groups = v.padded / kGroup, words = m.words();
-  const __m256i table = level_table<kBits, Dense>(m);
-  for (; which != 0; which &= which - 1) {
-    const int row = __builtin_ctz(which);
-    CodePlace place(m, first + row);
-    __m256 sum[Batch];
-    for (int b = 0; b < Batch; ++b) sum[b] = _mm256_setzero_ps();
-    for (int64_t group = 0; group < groups; ++group) {
-      __m256i part[Batch];
-#pragma GCC unroll 8
-      for (int b = 0; b < Batch; ++b) part[b] = load_as<__m256i>(v.corrections + (b * groups + group) * 16);
-      const int64_t last = smaller(words, (group + 1) * (kGroup / 64));
-      if constexpr (Dense) fetch_ahead(reinterpret_cast<const char*>(place.word));
-      for (int64_t word = group * (kGroup / 64); word < last; ++word) {
-        const LevelBytes w = next_level_bytes<kBits, Dense>(m, table, place);
-#pragma GCC unroll 8
-        for (int b = 0; b < Batch; ++b) part[b] = add_products(part[b], w, v.bytes + b * v.padded + word * 64);
-      }
-#pragma GCC unroll 8
-      for (int b = 0; b < Batch; ++b) {
-        const __m256 scale = _mm256_set1_ps(v.scales[b * groups + group]);
-        sum[b] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(part[b]), scale, sum[b]);
-      }
-    }
-    for (int b = 0; b < Batch; ++b) std::memcpy(&parts[b][row], &sum[b], sizeof(sum[b]));
-  }
+  if (Dense && m.columns <= kNarrow) return rows_in_pairs<kBits, Dense, Dense, Batch>(m, first, which, v, parts);
+  rows_in_pairs<kBits, Dense, false, Batch>(m, first, which, v, parts);
 }
 
 #else

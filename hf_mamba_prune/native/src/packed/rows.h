@@ -1,6 +1,6 @@
 // Rows of a packed matrix as dense ones: tiles for products with many tokens, and embeddings.
 #pragma once
-#include "packed/multiply.h"
+#include "packed/multiply_many.h"
 
 namespace hmp {
 namespace HMP_ISA {

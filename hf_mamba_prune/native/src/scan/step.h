@@ -8,19 +8,32 @@ namespace HMP_ISA {
 
 constexpr int64_t kStepChannels = 128;  // channels a task; short enough to share, long enough to be worth waking up for
 
+// What becomes of kLanes states, `lanes` of them there, and their share of C h.
+template <bool Whole>
+HMP_INLINE Floats step_lanes(float* state, Floats keep, Floats added, const float* C, int lanes) {
+  const Floats h = keep * (Whole ? load(state) : read_lanes(state, lanes)) + added;
+  if constexpr (Whole) {
+    store(state, h);
+  } else {
+    write_lanes(state, lanes, h);
+  }
+  return h * load(C);
+}
+
 // The states of one channel: vectors along n, the last one padded on the stack. C h is the sum over the lanes.
 HMP_INLINE Floats step_channel(float* state, const float* rates, float rate, float dt, float dtu, const float* B,
                               const float* C, int64_t states) {
-  const Floats shared = exp2(splat(dt * rate));
+  const Floats shared = exp2(splat(dt * rate)), scale = splat(dt * kLog2E);
   Floats sum{};
-  for (int64_t n = 0; n < states; n += kLanes) {
-    const int lanes = static_cast<int>(smaller(kLanes, states - n));
-    const Floats keep = rates == nullptr ? shared : exp2(read_lanes(rates + n, lanes) * (dt * kLog2E));
-    const Floats h = keep * read_lanes(state + n, lanes) + dtu * load(B + n);
-    write_lanes(state + n, lanes, h);
-    sum += h * load(C + n);
+  int64_t n = 0;
+  for (; n + kLanes <= states; n += kLanes) {
+    const Floats keep = rates == nullptr ? shared : exp2(load(rates + n) * scale);
+    sum += step_lanes<true>(state + n, keep, dtu * load(B + n), C + n, kLanes);
   }
-  return sum;
+  if (n == states) return sum;
+  const int lanes = static_cast<int>(states - n);
+  const Floats keep = rates == nullptr ? shared : exp2(read_lanes(rates + n, lanes) * scale);
+  return sum + step_lanes<false>(state + n, keep, dtu * load(B + n), C + n, lanes);
 }
 
 inline void step_block(const StateStep& s, int64_t batch, const Block& block, const float* B, const float* C) {
