@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 
 from hf_mamba_prune.bits.outer import OuterWeights, least_bytes, outer_weights
 from hf_mamba_prune.bits.sensitivity import Sensitivity, measure_sensitivity
+from hf_mamba_prune.bits.tuning import tune_scales
 from hf_mamba_prune.bits.widths import RowCurves, choose_widths, row_curves
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.models.blocks import MemoryBlocks
@@ -145,6 +147,7 @@ def round_model(
     measured = measured or measure_rows(model, targets, sequences, config, bf16)
     keep = _masks(model, inner) if config.code_bits is not None else {}
     plan = _plan(model, inner, measured.curves, sequences, config=config, dtype=dtype)
+    dense = copy.deepcopy(model)
     seen = {name: own.tokens for name, own in measured.sensitivity.items()}
     tokens = {name: _weights_of_tokens(own) for name, own in seen.items() if own is not None}
     anything = _random_sequences(model, sequences, config.seed)
@@ -159,9 +162,12 @@ def round_model(
         weight.copy_(rounded.weight)
         packed[target.name] = _packed(rounded, bits, table, dtype, own)
 
-    walk(MemoryBlocks(model), inner, torch.cat([sequences, anything]), visit, bf16=bf16, tokens=tokens)
+    sequences = torch.cat([sequences, anything])
+    walk(MemoryBlocks(model), inner, sequences, visit, bf16=bf16, tokens=tokens)
     put_on_grids(model, {**packed, **plan.outer.tensors})
-    return _facts(inner, packed, plan)
+    tuned = tune_scales(model, dense, packed, sequences, config.seed, bf16)
+    put_on_grids(model, {**tuned, **plan.outer.tensors})
+    return _facts(inner, tuned, plan)
 
 
 def _random_sequences(model: PreTrainedModel, sequences: torch.Tensor, seed: int) -> torch.Tensor:
@@ -212,10 +218,10 @@ def _plan(
     held = sum(_overhead(target) for target in targets)
     if config.code_bits is not None:
         widths = {t.name: torch.full((t.shape[0],), config.code_bits, dtype=torch.uint8) for t in targets}
-        return _Plan(widths=widths, outer=outer_weights(model, dtype), expected=None)
+        return _Plan(widths=widths, outer=outer_weights(model, dtype, sequences), expected=None)
     if config.bits is not None:
         widths = choose_widths(curves, int(config.bits * sum(target.size for target in targets)) - held)
-        return _Plan(widths=widths, outer=outer_weights(model, dtype), expected=_expected(curves, widths))
+        return _Plan(widths=widths, outer=outer_weights(model, dtype, sequences), expected=_expected(curves, widths))
     return _within_size(model, curves, held, sequences, config=config, dtype=dtype)
 
 

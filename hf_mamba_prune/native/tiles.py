@@ -1,4 +1,4 @@
-"""Products of a packed matrix with many vectors, by unpacked tiles or from its codes; with a few, from what it holds."""
+"""Products of a packed matrix: with a few vectors, or from codes, by its own kernels; with many by unpacked tiles."""
 
 from __future__ import annotations
 

@@ -1,0 +1,73 @@
+"""Scales of a rounded model move towards what the dense one predicts, and nothing else does."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from tiny_models import VOCABULARY, build_model
+from torch.nn import functional as F
+
+from hf_mamba_prune import PruningConfig
+from hf_mamba_prune.bits import model as rounding
+from hf_mamba_prune.bits.model import round_model
+from hf_mamba_prune.bits.tuning import tune_scales
+from hf_mamba_prune.models.targets import find_targets
+from hf_mamba_prune.packed.grids import grids_of, put_on_grids
+
+
+@pytest.fixture
+def sequences():
+    return torch.randint(0, VOCABULARY, (40, 16), generator=torch.Generator().manual_seed(0))
+
+
+def divergence(model, dense, ids) -> float:
+    with torch.no_grad():
+        wanted, found = dense(ids).logits.log_softmax(-1), model(ids).logits.log_softmax(-1)
+    return float(F.kl_div(found, wanted, log_target=True, reduction="sum")) / ids.numel()
+
+
+def untuned(sequences, monkeypatch, **wanted):
+    """A rounded model whose scales are as rounding left them, its dense origin, and the grids of its projections."""
+    model = build_model("mamba").eval()
+    dense = copy.deepcopy(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(rounding, "tune_scales", lambda model, dense, packed, *rest: dict(packed))
+        round_model(model, find_targets(model), sequences, PruningConfig(**wanted), torch.float32)
+    names = {target.name for target in find_targets(model)}
+    return model, dense, {name: grid for name, grid in grids_of(model).items() if name in names}
+
+
+def test_the_divergence_falls_and_codes_stay(sequences, monkeypatch):
+    model, dense, grids = untuned(sequences, monkeypatch, bits=3.5)
+    before = divergence(model, dense, sequences)
+    embeddings = model.get_input_embeddings().weight.clone()
+    tuned = tune_scales(model, dense, grids, sequences, seed=0)
+    put_on_grids(model, tuned)
+    assert divergence(model, dense, sequences) < 0.97 * before
+    for name, grid in grids.items():
+        assert torch.equal(tuned[name].values, grid.values)
+        assert tuned[name].bytes == grid.bytes
+    assert any(not torch.equal(tuned[name].scales, grid.scales) for name, grid in grids.items())
+    assert torch.equal(model.get_input_embeddings().weight, embeddings)
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+
+
+def test_masks_stay(sequences, monkeypatch):
+    model = build_model("mamba").eval()
+    for target in find_targets(model):
+        weight = target.weight(model).data
+        weight.masked_fill_(torch.rand(weight.shape, generator=torch.Generator().manual_seed(1)) < 0.5, 0)
+    zeros = {target.name: target.weight(model) == 0 for target in find_targets(model)}
+    round_model(model, find_targets(model), sequences, PruningConfig(sparsity=0.5, code_bits=3), torch.float32)
+    for name, zero in zeros.items():
+        assert (model.get_parameter(name)[zero] == 0).all()
+
+
+def test_a_divergence_that_is_not_finite_is_said(sequences, monkeypatch):
+    model, dense, grids = untuned(sequences, monkeypatch, bits=3.5)
+    dense.get_input_embeddings().weight.data[:] = torch.nan
+    with pytest.raises(RuntimeError, match="not finite"):
+        tune_scales(model, dense, grids, sequences, seed=0)
+    assert all(parameter.requires_grad for parameter in model.parameters())
