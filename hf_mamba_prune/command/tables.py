@@ -22,7 +22,7 @@ from hf_mamba_prune.reproduce.tasks.results import Result
 def show_report(console: Console, report: PruningReport, output: Path) -> None:
     """The result of a run, and what to do next."""
     _show(console, report.model.id, _quality_table(report))
-    if report.sparsity.asked or report.rounding is None:
+    if report.zeros_asked:
         _show(console, "Where the zeros are", _component_table(report))
     if report.rounding is not None:
         _show(console, "Where the bits are", _width_table(report.rounding))
@@ -81,7 +81,7 @@ def _show(console: Console, title: str, table: Table) -> None:
 
 
 def _quality_table(report: PruningReport) -> Table:
-    table = _table("", report.parent, "pruned", "")
+    table = _table("", report.parent, report.made, "")
     for before, after in zip(report.before, report.after, strict=True):
         ratio = f"{after.perplexity / before.perplexity:.3f} x"
         table.add_row(f"perplexity, {before.text}", f"{before.perplexity:.2f}", f"{after.perplexity:.2f}", ratio)
@@ -89,7 +89,8 @@ def _quality_table(report: PruningReport) -> Table:
     for asked, again in zip(report.tasks_before, report.tasks_after, strict=True):
         kept = f"{again.value / asked.value:.3f} x" if asked.value else ""
         table.add_row(f"{again.metric}, {again.task}", f"{asked.value:.4f}", f"{again.value:.4f}", kept)
-    _add_sizes(table, report)
+    if report.zeros_asked:
+        _add_sizes(table, report)
     return table
 
 

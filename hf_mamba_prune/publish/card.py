@@ -29,8 +29,6 @@ KEYS = {
 }
 """Keys of the front matter: the Hub publishes a mistyped one without a word."""
 
-TAGS = ("mamba", "pruned", "sparsity", "hf-mamba-prune")
-
 
 def render_card(report: PruningReport, repo: str | None = None) -> str:
     """The whole card, front matter and text.
@@ -79,10 +77,15 @@ def card_data(report: PruningReport, repo: str) -> ModelCardData:
         license=report.model.license if is_word(report.model.license) else None,
         language=[word for word in report.model.language if is_word(word)] or None,
         datasets=list(datasets) or None,
-        tags=list(TAGS) + (["quantized"] if report.rounding else []),
+        tags=_tags(report),
         model_name=in_line(repo.split("/")[-1]) if results else None,
         eval_results=results or None,
     )
+
+
+def _tags(report: PruningReport) -> list[str]:
+    zeros = ["pruned", "sparsity"] if report.zeros_asked else []
+    return ["mamba", *zeros, "hf-mamba-prune", *(["quantized"] if report.rounding else [])]
 
 
 def _results(report: PruningReport) -> list[EvalResult]:
@@ -147,6 +150,8 @@ def _values(report: PruningReport, repo: str) -> dict[str, object]:
         "base_model": base_model(report),
         "model": report.model,
         "parent": report.parent,
+        "made": report.made,
+        "zeros_asked": report.zeros_asked,
         "parent_sparsity": f"{facts.prunable.zeros_before / max(1, facts.prunable.weights):.2%}",
         "quality": [_quality(*pair) for pair in zip(report.before, report.after, strict=True)],
         "tasks": _tasks(report),

@@ -1,4 +1,4 @@
-"""Pictures of a report: where the zeros are, and what they cost."""
+"""Pictures of a report: where the zeros are, and what was lost."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
@@ -21,10 +22,10 @@ def draw_figures(report: PruningReport, folder: Path) -> list[Path]:
     """Draw the figures of a report as PNG files into `folder`, which is made.
 
     Returns:
-        The files: `sparsity.png`, and `quality.png` when something was evaluated.
+        The files: `sparsity.png` when zeros were asked for, and `quality.png` when something was evaluated.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = [_save(_sparsity_map(report), folder / "sparsity.png")]
+    drawn = [_save(_sparsity_map(report), folder / "sparsity.png")] if report.zeros_asked else []
     if report.after:
         drawn.append(_save(_quality(report), folder / "quality.png"))
     return drawn
@@ -115,41 +116,42 @@ def _component(name: str) -> str:
 
 
 def _quality(report: PruningReport) -> Figure:
-    """Perplexity before and after for each text, and the weights that are left."""
+    """Perplexity before and after for each text, and the weights or the bits that are left."""
     texts = len(report.after)
     figure = Figure(figsize=(3.4 * (texts + 1), 3.4), layout="constrained")
     axes = figure.subplots(1, texts + 1)
     for place, before, after in zip(axes, report.before, report.after, strict=False):
-        _perplexity_bars(place, before, after, report.parent)
-    facts = report.sparsity.model
-    _bars(
-        axes[-1],
-        "non-zero weights",
-        (facts.weights - facts.zeros_before, facts.weights - facts.zeros),
-        lambda value: f"{value / 1e6:.2f} M",
-        report.parent,
-    )
+        _perplexity_bars(place, before, after, report)
+    if report.rounding is not None and not report.zeros_asked:
+        bits = 8.0 * getattr(torch, report.model.dtype).itemsize, report.rounding.bits
+        _bars(axes[-1], "bits a projection weight", bits, lambda value: f"{value:.3g}", report)
+    else:
+        facts = report.sparsity.model
+        left = facts.weights - facts.zeros_before, facts.weights - facts.zeros
+        _bars(axes[-1], "non-zero weights", left, lambda value: f"{value / 1e6:.2f} M", report)
     return figure
 
 
-def _perplexity_bars(axes: Axes, before: LanguageMetrics, after: LanguageMetrics, parent: str) -> None:
+def _perplexity_bars(axes: Axes, before: LanguageMetrics, after: LanguageMetrics, report: PruningReport) -> None:
     ratio = after.perplexity / before.perplexity
-    compared = f"{ratio:.3f} x {parent}, lower is better" if math.isfinite(ratio) else "beyond all numbers"
+    compared = f"{ratio:.3f} x {report.parent}, lower is better" if math.isfinite(ratio) else "beyond all numbers"
     _bars(
         axes,
         f"perplexity, {_short(before.text)}\n{compared}",
         (before.perplexity, after.perplexity),
         lambda value: f"{value:,.1f}" if math.isfinite(value) else "infinite",
-        parent,
+        report,
     )
 
 
-def _bars(axes: Axes, title: str, values: tuple[float, float], text: Callable[[float], str], parent: str) -> None:
+def _bars(
+    axes: Axes, title: str, values: tuple[float, float], text: Callable[[float], str], report: PruningReport
+) -> None:
     """Two bars; an infinite one is hatched and twice as high as the other."""
     known = [value for value in values if math.isfinite(value)]
     top = max(known, default=1.0) * (1 if len(known) == len(values) else 2)
     heights = [value if math.isfinite(value) else top for value in values]
-    bars = axes.bar([parent, "pruned"], heights, color=[DENSE, PRUNED], width=0.6)
+    bars = axes.bar([report.parent, report.made], heights, color=[DENSE, PRUNED], width=0.6)
     for place, (bar, value, height) in enumerate(zip(bars, values, heights, strict=True)):
         if not math.isfinite(value):
             bar.set(hatch="//", edgecolor="white")

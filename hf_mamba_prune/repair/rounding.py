@@ -21,8 +21,8 @@ _COLUMNS = 64
 _SWEEPS = 2
 _ROUNDS = 2
 _SHARES, _TRIES, _FEW_TRIES = (0.7, 3.1), 33, 13
-"""Scales that are tried, fewer for an estimate, beside the one that gives weights and levels the same root mean square:
-even levels of 6 bits reach to four times that of the weights, those of 2 bits to one and a half."""
+"""Scales that are tried, fewer for an estimate, beside the one that gives weights and levels the same root mean
+square: even levels of 6 bits reach to four times that of the weights, those of 2 bits to one and a half."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +160,7 @@ def _column_scales(weight: torch.Tensor) -> torch.Tensor:
 
 
 class _Solver:
-    """Rounds groups of rows, (groups, rows, in) of each, on a Hessian each, (groups, in, in) float64, positive definite.
+    """Rounds groups of rows, (groups, rows, in), each on its Hessian, (groups, in, in) float64, positive definite.
 
     Blocks of columns stand with their columns in front, so that the next one is read and written in one piece.
     """

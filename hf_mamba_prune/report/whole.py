@@ -76,6 +76,16 @@ class PruningReport:
         found = self.sparsity.prunable
         return "dense" if found.zeros_before < 0.01 * found.weights else "parent"
 
+    @property
+    def zeros_asked(self) -> bool:
+        """Whether the run was for zeros; a run that only rounds may leave some, too."""
+        return self.rounding is None or self.sparsity.asked > 0
+
+    @property
+    def made(self) -> str:
+        """What was done to the model, in a word."""
+        return "pruned" if self.zeros_asked else "rounded"
+
     def perplexity_ratio(self) -> float | None:
         """Perplexity after / before on the first text; None when nothing was evaluated."""
         return self.after[0].perplexity / self.before[0].perplexity if self.before and self.after else None

@@ -53,7 +53,7 @@ def test_bits_end_in_a_folder_whose_parts_agree(place, capsys):
     assert run("model", *GOOD, "--bits", "4.5") == 0
     shown = capsys.readouterr().out
     assert "About to round 12,288 projection weights to 4.5 bits each" in shown and "Where the bits are" in shown
-    assert "Where the zeros are" not in shown
+    assert "Where the zeros are" not in shown and "non-zero" not in shown and "pruned" not in shown
     folder = Path("model-4.5-bits")
     dense = check_same(folder)
     report = PruningReport.load(folder)
@@ -69,6 +69,8 @@ def test_bits_end_in_a_folder_whose_parts_agree(place, capsys):
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert f"rounded to {report.rounding.bits:.3f} bits a projection weight" in card and "## Bits" in card
     assert "Embeddings and head have codes of 6 bits" in card and "base_model_relation" not in card
+    assert "| dense | rounded | kept |" in card and "## Sparsity" not in card and "- pruned" not in card
+    assert [path.name for path in (folder / "figures").iterdir()] == ["quality.png"]
 
 
 @pytest.mark.slow
