@@ -145,13 +145,15 @@ HMP_INLINE __m256i spread_bits(uint32_t bits) {
   return _mm256_cmpeq_epi8(_mm256_and_si256(all, own), own);
 }
 
-// The levels of a matrix as a shuffle reads them.
+// The levels of a matrix as a shuffle reads them; what lies behind those of the width is never asked for.
 template <int kBits, bool Dense>
 HMP_INLINE __m256i level_table(const PackedMatrix& m) {
-  uint8_t bytes[16] = {};
+  if constexpr (levels_of(kBits) == 0) return _mm256_setzero_si256();
+  static_assert(first_level(4) + 16 == kLevels, "sixteen levels can be read from the first one of each width");
+  const __m128i offset = _mm_set1_epi8(kLevelOffset);
+  const __m128i levels = _mm_add_epi8(load_as<__m128i>(m.levels + first_level(kBits)), offset);
   // Under masks the offset is put on after what is masked was made 0.
-  for (int i = 0; i < levels_of(kBits); ++i) bytes[i] = level_byte(m, kBits, i) ^ (Dense ? 0 : kLevelOffset);
-  return _mm256_broadcastsi128_si256(load_as<__m128i>(bytes));
+  return _mm256_broadcastsi128_si256(Dense ? levels : _mm_xor_si128(levels, offset));
 }
 
 template <int kBits>
