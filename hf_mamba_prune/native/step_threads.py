@@ -12,10 +12,11 @@ from typing import NamedTuple
 import torch
 from torch.utils.hooks import RemovableHandle
 
-# A step waited when it lost this share of its time, and longer than an interrupt takes. A second is long beside the
-# one step that tries all threads again, and short beside the life of what keeps cores busy.
-LOST_SHARE, LOST_SECONDS = 0.15, 1e-3
-HALF_FOR_SECONDS = 1.0
+# A step waited when it lost this share of its time, and longer than an interrupt takes. What keeps cores busy for a
+# moment is soon gone; each time that the step which tries all threads again has to wait, too, the next try is put off
+# for twice as long, up to a second: long beside a step, and short beside the life of what keeps cores busy.
+LOST_SHARE, LOST_SECONDS = 0.3, 1e-3
+HALF_FOR_SECONDS, HALF_AT_MOST_SECONDS = 0.1, 1.0
 
 
 class _Step(NamedTuple):
@@ -25,11 +26,12 @@ class _Step(NamedTuple):
 
 
 class _Steps(threading.local):
-    """The calls that a thread is in, from the outermost, and until when its steps take half."""
+    """The calls that a thread is in, from the outermost; until when its steps take half; for how long next time."""
 
     def __init__(self):
         self.calls: list[tuple[torch.nn.Module, _Step | None]] = []
         self.half_until = 0.0
+        self.half_for = HALF_FOR_SECONDS
 
 
 _steps = _Steps()
@@ -67,9 +69,13 @@ def _end(model: torch.nn.Module, _arguments: tuple, _output: object) -> None:
         return
     now = time.monotonic()
     lost = now - step.begun - (time.thread_time() - step.worked)
-    if lost > max(LOST_SECONDS, LOST_SHARE * (now - step.begun)):
-        _steps.half_until = now + HALF_FOR_SECONDS
-    if torch.get_num_threads() != step.threads:
+    waited = lost > max(LOST_SECONDS, LOST_SHARE * (now - step.begun))
+    halved = torch.get_num_threads() != step.threads
+    if waited:
+        _steps.half_until = now + _steps.half_for
+    if not halved:
+        _steps.half_for = min(2 * _steps.half_for, HALF_AT_MOST_SECONDS) if waited else HALF_FOR_SECONDS
+    if halved:
         torch.set_num_threads(step.threads)
 
 

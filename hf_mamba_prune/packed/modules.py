@@ -130,7 +130,7 @@ class PackedLinear(_Holder, nn.Linear):
         self.bias = like.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., in) -> (..., out). A few tokens from the bitmask, more of them by unpacked tiles."""
+        """(..., in) -> (..., out). A few tokens, and all with codes, from what is held; others by unpacked tiles."""
         vectors = x.reshape(-1, self.in_features)
         out = _Product.apply(vectors, self.matrix) if tracks(vectors) else product(self.matrix, vectors)
         if self.bias is not None:

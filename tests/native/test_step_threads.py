@@ -74,16 +74,34 @@ def test_steps_that_get_their_cores_keep_all_threads(step, threads):
     assert threads[-2:] == [4, 4]
 
 
-def test_a_step_that_waited_halves_the_next_ones_for_a_second(step, threads, clock):
+def test_a_step_that_waited_halves_the_next_ones_for_a_while(step, threads, clock):
     clock.works = 0.02
     step()
     clock.works = clock.takes
     step()
     step()
     assert threads[-3:] == [4, 2, 2] and torch.get_num_threads() == 4
-    clock.now += 1.0
+    clock.now += 0.1
     step()
     assert threads[-1] == 4
+
+
+def test_cores_that_stay_busy_are_tried_again_ever_later(step, threads, clock):
+    for pause in (0.1, 0.2, 0.4, 0.8, 1.0, 1.0):
+        clock.works = 0.0
+        step()
+        assert threads[-1] == 4
+        clock.works = clock.takes
+        clock.now += pause - 0.05
+        step()
+        assert threads[-1] == 2
+        clock.now += 0.05
+    step()
+    clock.works = 0.0
+    step()
+    clock.now += 0.1
+    step()
+    assert threads[-3:] == [4, 4, 4]
 
 
 def test_short_interrupts_are_no_busy_cores(step, threads, clock):
