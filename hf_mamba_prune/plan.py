@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_mamba_prune.bits.sensitivity import GROUPS
+from hf_mamba_prune.bits.tuning import tuned_sequences
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.masks.budget import total_to_prune
 from hf_mamba_prune.masks.calibration import GRADIENT_TERMS
@@ -27,7 +28,7 @@ _ACTIVATIONS = 40
 """Floats that a block keeps of each token and d_inner channel for the backward pass, measured on a CPU."""
 _PRODUCTS = 20
 """Products with the Hessian that the solver needs for a weight, measured."""
-_SWEEPS = 12
+_SWEEPS = 6
 """Sweeps over the columns that rounding a weight takes, measured, as products with its Hessian."""
 _PASSES = 4
 """What making such a float, and its gradient, takes beside the matrix products; times the sigmoid of one, measured."""
@@ -187,19 +188,22 @@ def _repairing(targets: Sequence[Target], config: PruningConfig, shape: ModelCon
 
 
 def _rounding(targets: Sequence[Target], config: PruningConfig, shape: ModelConfig, weights: int) -> _Cost:
-    """Of sensitivities, one pass forward and back, and of rounding block by block."""
+    """Of sensitivities, a pass forward and back, of rounding block by block, and of tuning beside the dense model."""
     linear = [target for target in targets if target.kind == "linear" and target.layer is not None]
     tokens = config.calibration_samples * config.calibration_length
     widest = max((target.shape[1] for target in linear), default=0)
     hessians = sum(2 * GROUPS * target.shape[1] ** 2 for target in linear)
+    tuned = config.calibration_length * tuned_sequences(weights, config.calibration_samples, config.calibration_length)
     return _Cost(
-        floats=config.calibration_length * (_d_inner(shape) * _ACTIVATIONS * shape.num_hidden_layers)
+        floats=weights
+        + 3 * sum(target.size for target in linear)
+        + config.calibration_length * (_d_inner(shape) * _ACTIVATIONS * shape.num_hidden_layers)
         + 3 * config.calibration_length * shape.vocab_size
         + tokens * shape.hidden_size
         + 4 * GROUPS * widest**2,
-        operations=tokens * (6 * weights + 6 * sum(target.size for target in linear) + hessians),
+        operations=tokens * (6 * weights + 6 * sum(target.size for target in linear) + hessians) + 8 * weights * tuned,
         solving=sum(2 * _SWEEPS * target.size * target.shape[1] for target in linear),
-        made=2 * tokens,
+        made=2 * tokens + 4 / 3 * tuned,
     )
 
 

@@ -153,6 +153,11 @@ def tune_scales(
     return {name: own.tuned() for name, own in scaled.items()}
 
 
+def tuned_sequences(weights: int, samples: int, length: int) -> int:
+    """How many sequences a model of so many weights learns from, those that come twice counted twice."""
+    return min(_PASSES * samples, max(_BATCH, int(_WORK / (weights * length))))
+
+
 def _train(
     model: PreTrainedModel,
     dense: PreTrainedModel,
@@ -164,8 +169,7 @@ def _train(
 ) -> None:
     generator = torch.Generator().manual_seed(name_seed("scales", seed))
     order = torch.cat([torch.randperm(len(sequences), generator=generator) for _ in range(_PASSES)])
-    most = int(_WORK / (model.num_parameters() * sequences.shape[1]))
-    batches = order[: max(most, _BATCH)].split(_BATCH)
+    batches = order[: tuned_sequences(model.num_parameters(), *sequences.shape)].split(_BATCH)
     groups = [{"params": own.factors(), "lr": own.rate} for own in moved]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.LambdaLR(
