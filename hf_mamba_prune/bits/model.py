@@ -165,7 +165,7 @@ def round_model(
     sequences = torch.cat([sequences, anything])
     walk(MemoryBlocks(model), inner, sequences, visit, bf16=bf16, tokens=tokens)
     put_on_grids(model, {**packed, **plan.outer.tensors})
-    tuned = tune_scales(model, dense, packed, sequences, config.seed, bf16)
+    tuned = tune_scales(model, dense, packed, sequences, dtype=dtype, seed=config.seed, bf16=bf16)
     put_on_grids(model, {**tuned, **plan.outer.tensors})
     return _facts(inner, tuned, plan)
 

@@ -90,15 +90,17 @@ class _Scaled(_Moved):
 
 @dataclass(frozen=True, kw_only=True)
 class _Free(_Moved):
-    """One that is held as it is, and in float32 for the optimizer."""
+    """One that is held as it will be saved, and in float32 for the optimizer."""
 
     rate = 0.001
     latent: torch.Tensor
+    dtype: torch.dtype
 
     @classmethod
-    def of(cls, parameter: nn.Parameter) -> _Free:
+    def of(cls, parameter: nn.Parameter, dtype: torch.dtype) -> _Free:
         """Where it starts."""
-        return cls(parameter=parameter, latent=parameter.detach().float().clone().requires_grad_(True))
+        latent = parameter.detach().float().clone().requires_grad_(True)
+        return cls(parameter=parameter, latent=latent, dtype=dtype)
 
     def take_gradient(self) -> None:
         gradient, self.parameter.grad = self.parameter.grad, None
@@ -109,7 +111,7 @@ class _Free(_Moved):
 
     @torch.no_grad()
     def show(self) -> None:
-        self.parameter.copy_(self.latent)
+        self.parameter.copy_(self.latent.to(self.dtype))
 
 
 def tune_scales(
@@ -117,6 +119,8 @@ def tune_scales(
     dense: PreTrainedModel,
     packed: Mapping[str, PackedTensor],
     sequences: torch.Tensor,
+    *,
+    dtype: torch.dtype,
     seed: int,
     bf16: bool = False,
 ) -> dict[str, PackedTensor]:
@@ -127,6 +131,7 @@ def tune_scales(
         dense: what it was before, on the same device.
         packed: by the names of its parameters, with scales of rows and of columns.
         sequences: token ids (samples, l).
+        dtype: that the weights are saved in.
         seed: of their order.
         bf16: run the models' products in bfloat16.
 
@@ -139,7 +144,7 @@ def tune_scales(
     before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     scaled = {name: _Scaled.of(model.get_parameter(name), own) for name, own in packed.items()}
     maps = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear | nn.Embedding)}
-    free = [_Free.of(parameter) for parameter in model.parameters() if id(parameter) not in maps]
+    free = [_Free.of(parameter, dtype) for parameter in model.parameters() if id(parameter) not in maps]
     own: list[_Moved] = [*scaled.values(), *free]
     moved = {id(one.parameter) for one in own}
     try:

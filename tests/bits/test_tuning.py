@@ -33,7 +33,7 @@ def untuned(sequences, monkeypatch, **wanted):
     model = build_model("mamba").eval()
     dense = copy.deepcopy(model)
     with monkeypatch.context() as patch:
-        patch.setattr(rounding, "tune_scales", lambda model, dense, packed, *rest: dict(packed))
+        patch.setattr(rounding, "tune_scales", lambda model, dense, packed, *_, **__: dict(packed))
         round_model(model, find_targets(model), sequences, PruningConfig(**wanted), torch.float32)
     names = {target.name for target in find_targets(model)}
     return model, dense, {name: grid for name, grid in grids_of(model).items() if name in names}
@@ -43,7 +43,7 @@ def test_the_divergence_falls_and_codes_stay(sequences, monkeypatch):
     model, dense, grids = untuned(sequences, monkeypatch, bits=3.5)
     before = divergence(model, dense, sequences)
     embeddings = model.get_input_embeddings().weight.clone()
-    tuned = tune_scales(model, dense, grids, sequences, seed=0)
+    tuned = tune_scales(model, dense, grids, sequences, dtype=torch.bfloat16, seed=0)
     put_on_grids(model, tuned)
     assert divergence(model, dense, sequences) < 0.97 * before
     for name, grid in grids.items():
@@ -51,6 +51,9 @@ def test_the_divergence_falls_and_codes_stay(sequences, monkeypatch):
         assert tuned[name].bytes == grid.bytes
     assert any(not torch.equal(tuned[name].scales, grid.scales) for name, grid in grids.items())
     assert torch.equal(model.get_input_embeddings().weight, embeddings)
+    skip = model.get_parameter("backbone.layers.0.mixer.D")
+    assert not torch.equal(skip, dense.get_parameter("backbone.layers.0.mixer.D"))
+    assert torch.equal(skip, skip.bfloat16().float())  # as it will be saved
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
 
 
@@ -69,5 +72,5 @@ def test_a_divergence_that_is_not_finite_is_said(sequences, monkeypatch):
     model, dense, grids = untuned(sequences[:4], monkeypatch, bits=3.5)
     dense.get_input_embeddings().weight.data[:] = torch.nan
     with pytest.raises(RuntimeError, match="not finite"):
-        tune_scales(model, dense, grids, sequences, seed=0)
+        tune_scales(model, dense, grids, sequences, dtype=torch.float32, seed=0)
     assert all(parameter.requires_grad for parameter in model.parameters())

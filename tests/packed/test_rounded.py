@@ -45,7 +45,7 @@ def test_generating_follows_the_unpacked_model(pair):
     found = packed.generate(tokens(6, 2), **options)
     with torch.no_grad():
         expected = unpacked(found.sequences).logits[:, 5:-1]  # the tokens that were chosen, and what they follow from
-    assert distance(torch.stack(found.logits, dim=1), expected) < 0.03  # vectors are rounded to int8 on the way
+    assert distance(torch.stack(found.logits, dim=1), expected) < 0.05  # vectors are rounded to int8 on the way
 
 
 def test_saving_again_gives_equal_bytes(pair, tmp_path):
