@@ -129,9 +129,8 @@ def run_shape(shape: str, bits: float, llama: Path | None, rounds: int) -> None:
         names = ("", "file, MB", "x bf16", "memory, MB", "prefill", "generate", "forwards of a token")
         print(f"| {' | '.join(names)} |\n|{'---|' * len(names)}")
         for name, own in found.items():
-            rates = (
-                f"{own.prefill_tokens_per_second:.0f} | {own.decode_tokens_per_second:.0f} | {steps[name] or 0:.0f}"
-            )
+            alone = f"{steps[name]:.0f}" if steps[name] else ""
+            rates = f"{own.prefill_tokens_per_second:.0f} | {own.decode_tokens_per_second:.0f} | {alone}"
             size = own.file_bytes
             print(f"| {name} | {size / 1e6:.1f} | {size / dense_bytes:.3f} | {own.memory_bytes / 1e6:.0f} | {rates} |")
         for path in files.values():

@@ -3,7 +3,7 @@
 Rounding looks at one weight after the other; what their errors make together, only the whole model shows. Codes stay,
 so that the size does; scales, norms, convolutions and what the recurrence is made of learn from the calibration
 sequences alone, by the divergence to the dense model (as the last stage of EfficientQAT, arXiv 2407.11062). At 2.5
-bits 1.073 and 1.112 x dense on two texts became 1.064 and 1.098, by scales alone 1.068 and 1.103.
+bits the divergence on two other texts fell from 0.136 and 0.119 nats a token to 0.118 and 0.102.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from hf_mamba_prune.seeds import name_seed
 
 _PASSES, _BATCH, _WARM_UP = 2, 4, 5
 _WORK = 3e12
-"""Weights x tokens at most: three to four minutes of two cores. A model of a few million weights needs less."""
+"""Weights x tokens at most, eight operations each: a model of a few million weights needs less."""
 
 
 @dataclass(frozen=True, kw_only=True)

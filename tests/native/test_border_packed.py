@@ -202,7 +202,7 @@ def test_products_and_rows():
     refused(kernels().packed_product, product, {"out": floats(2, 4)}, "out has")
     for batch in (0, -1):
         refused(kernels().packed_product, product, {"batch": batch}, "expected at least 1")
-    refused(kernels().packed_product, product, {"batch": 2**60}, "vectors has|too large|many")
+    refused(kernels().packed_product, product, {"batch": 2**60}, "vectors")
     rows = run() | {"matrix": matrix, "first": 1, "count": 2, "coding": CODES[torch.float32], "out": floats(2, 70)}
     refused(kernels().packed_rows, rows, {"coding": CODES[torch.bfloat16]}, "out has")
     refused(kernels().packed_rows, rows, {"coding": CODES[torch.int8]}, "rows cannot be written as int8")

@@ -6,6 +6,7 @@ import copy
 import json
 import pickle
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from packed_cases import ROUNDED, SHARD, load, needs_kernels, save_rounded, toke
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from hf_mamba_prune import PackedConfig
+from hf_mamba_prune import PackedConfig, native
 from hf_mamba_prune.native import library
 from hf_mamba_prune.packed.blobs import read_head
 from hf_mamba_prune.packed.index import INDEX_NAME, sha256_of
@@ -45,6 +46,11 @@ def test_generating_follows_the_unpacked_model(pair):
     found = packed.generate(tokens(6, 2), **options)
     with torch.no_grad():
         expected = unpacked(found.sequences).logits[:, 5:-1]  # the tokens that were chosen, and what they follow from
+    with native.force_instruction_set("portable") if native.available() else nullcontext():
+        exact = packed.generate(tokens(6, 2), **options)
+    with torch.no_grad():
+        same = unpacked(exact.sequences).logits[:, 5:-1]
+    assert distance(torch.stack(exact.logits, dim=1), same) < 1e-3
     assert distance(torch.stack(found.logits, dim=1), expected) < 0.05  # vectors are rounded to int8 on the way
 
 

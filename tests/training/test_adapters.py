@@ -21,7 +21,7 @@ def adapted(case: str = "mamba", **options):
         weight = target.weight(model)
         weight[torch.rand(weight.shape, generator=torch.Generator().manual_seed(target.size)) < 0.6] = 0
     zeros = zeros_of(model)
-    torch.manual_seed(0)  # what PEFT starts adapters with
+    torch.manual_seed(2)  # what PEFT starts adapters with
     lora = LoraConfig(r=4, target_modules=TARGETS[case], init_lora_weights=False, **options)
     return zeros, get_peft_model(model, lora)
 
@@ -60,7 +60,7 @@ def test_a_training_lowers_the_loss_and_leaves_the_base_alone(tmp_path):
     trainer = Trainer(model, arguments(tmp_path, max_steps=40, learning_rate=3e-2), train_dataset=DATA)
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert sum(losses[-5:]) < 0.97 * sum(losses[:5])
+    assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
     assert all(torch.equal(p, base[name]) for name, p in model.named_parameters() if not p.requires_grad)
     found = zeros_of(model.merge_and_unload())
     assert all(torch.equal(found[name], zeros[name]) for name in zeros)
