@@ -28,3 +28,9 @@ def give_freed_memory_back() -> None:
     if _kept:
         kernels().keep_freed_memory(keep=False)
         _kept = False
+
+
+def give_back_what_loading_freed() -> None:
+    """Loading frees in many pieces, and what is freed so stays with the process until it is asked for."""
+    if available():
+        kernels().give_memory_back()

@@ -293,16 +293,15 @@ def settle(blobs: list[torch.Tensor]) -> list[torch.Tensor]:
 
     Reading is faster then. Each has a storage of its own, so that it is copied and saved without the others.
     """
-    block = torch.empty(sum(_lines(blob) for blob in blobs) + _HUGE, dtype=torch.uint8)
+    taken = sum(_lines(blob) for blob in blobs)
+    block = torch.empty(taken + _HUGE, dtype=torch.uint8)
     at = -block.data_ptr() % _HUGE
-    if available():
-        kernels().prefer_huge_pages(memory=buffer(block[at:]))
+    if available() and taken >= _HUGE:  # the last page is filled in part: a small one
+        kernels().prefer_huge_pages(memory=buffer(block[at : at + taken // _HUGE * _HUGE]))
     moved, memory = [], block.numpy()
     for blob in blobs:
         moved.append(torch.frombuffer(memory, dtype=torch.uint8, count=blob.numel(), offset=at).copy_(blob))
         at += _lines(blob)
-    if available():
-        kernels().give_memory_back()
     return moved
 
 

@@ -11,6 +11,7 @@ from transformers.quantizers.base import HfQuantizer
 
 from hf_mamba_prune.native.lasting import keep_native
 from hf_mamba_prune.native.library import active_instruction_set, available, tell_if_missing
+from hf_mamba_prune.native.memory import give_back_what_loading_freed
 from hf_mamba_prune.native.packed import settle
 from hf_mamba_prune.packed.blobs import BlobHead, from_blob
 from hf_mamba_prune.packed.config import METHOD, PackedConfig
@@ -111,8 +112,10 @@ class PackedQuantizer(HfQuantizer):
         files = check_files(checkpoint_files, model.config, self.quantization_config)
         there = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         held = files.shapes | {name: head.shape for name, head in files.blobs.items()}
+        found: set[str] = set()
         for name, shape in held.items():
             own = _own_name(name, model.base_model_prefix, there)
+            found |= {own} if own is not None else set()
             if own is not None and there[own] != shape:
                 raise ValueError(f"{name} is {shape} in the checkpoint, its config.json says {there[own]}")
             if own is not None and name in files.blobs and not self.quantization_config.unpack:
@@ -122,6 +125,7 @@ class PackedQuantizer(HfQuantizer):
             if isinstance(owner, PackedEmbedding):
                 place = tied.rpartition(".")[0]
                 model.set_submodule(place, packed_like(model.get_submodule(place), owner.weight))
+        _spare_first_values(model, found)
         return model
 
     def get_weight_conversions(self) -> list:
@@ -152,6 +156,8 @@ class PackedQuantizer(HfQuantizer):
                 module.weight = made[own] if own in made else made.setdefault(own, PackedWeight(settled[own]))
             except ValueError as error:
                 raise ValueError(f"{name}.weight: {error}") from error
+        del held, settled, made
+        give_back_what_loading_freed()
         return run_natively(model)
 
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, torch.Tensor] | None, dict[str, str]]:
@@ -208,6 +214,14 @@ def _own_name(name: str, prefix: str, there: dict[str, tuple[int, ...]]) -> str 
     """What a model calls a tensor of a checkpoint, which may be that of its base model; None: it has none."""
     names = (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}")
     return next((own for own in names if own in there), None)
+
+
+def _spare_first_values(model: Any, found: set[str]) -> None:
+    """Tell transformers what is read whole from the files: it would draw values for it, and drop them."""
+    for name, module in model.named_modules():
+        own = (f"{name}.{leaf}".lstrip(".") for leaf, _ in module.named_parameters(remove_duplicate=False))
+        if found.issuperset(own):
+            module._is_hf_initialized = True
 
 
 def _make_room(model: Any, name: str, head: BlobHead) -> None:

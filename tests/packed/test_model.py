@@ -34,6 +34,16 @@ def test_unpacked_weights_are_those_that_were_packed(tmp_path, case, dtype):
     assert all(torch.equal(again.state_dict()[name], weight) for name, weight in found.state_dict().items())
 
 
+@CASES
+def test_no_first_values_are_made_for_what_the_files_hold(tmp_path, case, monkeypatch):
+    made = []
+    model = save(tmp_path / "p", case)
+    monkeypatch.setattr(type(model), "_init_weights", lambda _, module: made.append(type(module)))
+    found = load(tmp_path / "p")
+    assert set(made) <= {type(found), type(found.lm_head)}  # the tied head, which the files hold once
+    torch.testing.assert_close(found(tokens(4)).logits, model(tokens(4)).logits, rtol=1e-4, atol=1e-5)
+
+
 @needs_kernels
 @CASES
 @pytest.mark.parametrize("isa", instruction_sets())
