@@ -75,7 +75,8 @@ def measure(arguments: argparse.Namespace) -> None:
                 key = {"model": name, "seed": seed, "window": arguments.window, "windows": arguments.windows} | asked
                 if any(key.items() <= row.items() and len(row["x"]) >= len(names) for row in rows_of(arguments.out)):
                     continue
-                config, started = PruningConfig(seed=seed, **asked), time.perf_counter()
+                started = time.perf_counter()
+                config = PruningConfig(seed=seed, **asked).for_weights(model.num_parameters())
                 model.load_state_dict(dense)
                 if size is None:
                     facts = prune(model, tokenizer, config, calibration).rounding

@@ -8,7 +8,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 from hf_mamba_prune.reading import read_json
@@ -58,7 +58,8 @@ class PruningConfig:
             reconstructs on another quarter of them; in fewer steps the parts are larger, a single step sees all.
         reconstruct: after each step the kept linear weights take over what the pruned ones did, by least squares.
         damping: of the least squares, as a share of the mean squared input, 0 or more.
-        calibration_samples: number of calibration sequences, at least 1.
+        calibration_samples: number of calibration sequences, at least 1; default, filled in by `for_weights`: 128, and
+            64 for a model of more than 64 million weights, whose calibration takes minutes.
         calibration_length: tokens per calibration sequence, at least 2.
         calibration_bf16: run the products of the calibration in bfloat16, whatever the model's dtype; None: on a CPU
             that has instructions for them. Sums and least squares stay float32 and float64.
@@ -77,7 +78,8 @@ class PruningConfig:
         ValueError: a value is out of range, unknown, or contradicts another.
     """
 
-    # None stands for a default that depends on the other fields; every field has its value once the object is made.
+    # None stands for a default that depends on the other fields, which have their values once the object is made, or
+    # on the model.
     sparsity: float = None  # type: ignore[assignment]
     bits: float | None = None
     size: int | None = None
@@ -94,7 +96,7 @@ class PruningConfig:
     steps: int = None  # type: ignore[assignment]
     reconstruct: bool = True
     damping: float = 0.01
-    calibration_samples: int = 128
+    calibration_samples: int = None  # type: ignore[assignment]
     calibration_length: int = 512
     calibration_bf16: bool | None = None
     batch_size: int = 4
@@ -135,6 +137,12 @@ class PruningConfig:
         object.__setattr__(self, "allocation", allocation or "global")
         object.__setattr__(self, "components", tuple(self.components))
         object.__setattr__(self, "component_sparsity", dict(self.component_sparsity))
+
+    def for_weights(self, weights: int) -> PruningConfig:
+        """With the defaults of a model of so many weights in the place of those that are not given."""
+        if self.calibration_samples is not None:
+            return self
+        return replace(self, calibration_samples=128 if weights <= 64e6 else 64)
 
     @property
     def n_of_m(self) -> tuple[int, int] | None:
@@ -191,7 +199,7 @@ class PruningConfig:
         self._check_rounding()
         for name, low in (("steps", 1), ("calibration_samples", 1), ("calibration_length", 2), ("batch_size", 1)):
             value = getattr(self, name)
-            if value is None and name == "steps":
+            if value is None and name in ("steps", "calibration_samples"):
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise ValueError(f"{name} is {value}; expected a whole number of at least {low}.")

@@ -108,7 +108,8 @@ def make_plan(model: PreTrainedModel, config: PruningConfig, training: TrainingS
     """
     gradual = training is not None and training.gradual
     targets = check_fit(model, config, training.steps if training is not None and gradual else None)
-    weights = sum(p.numel() for p in model.parameters())
+    weights = model.num_parameters()
+    config = config.for_weights(weights)
     components: dict[str, int] = {}
     for target in targets:
         components[target.component] = components.get(target.component, 0) + target.size

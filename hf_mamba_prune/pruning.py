@@ -106,6 +106,7 @@ def prepare(
         ValueError: the config does not fit the model, or a text is missing or too short.
     """
     gradual = recovery is not None and recovery.gradual
+    config = config.for_weights(model.num_parameters())
     targets = check_fit(model, config, recovery.steps if recovery is not None and gradual else None)
     refuse_sparser(model, targets, config)
     check_budget(model, targets, config, (origin and origin.saved_dtype) or model.dtype)

@@ -188,3 +188,10 @@ def test_a_hub_repository_that_holds_no_config(local_hub, monkeypatch, tmp_path)
     local_hub.add_model("alice/dense", {"config.json": b"{}"})
     with pytest.raises(ValueError, match=f"alice/dense holds no {CONFIG_NAME}: it was not pruned by hf-mamba-prune"):
         PruningConfig.from_pretrained("alice/dense")
+
+
+def test_a_big_model_is_calibrated_on_half_as_many_sequences_unless_told():
+    config = PruningConfig(bits=2.5)
+    assert config.for_weights(3_676_928).calibration_samples == 128
+    assert config.for_weights(129_135_360) == PruningConfig(bits=2.5, calibration_samples=64)
+    assert PruningConfig(calibration_samples=100).for_weights(129_135_360).calibration_samples == 100

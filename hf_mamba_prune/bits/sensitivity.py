@@ -88,7 +88,8 @@ class _Sums:
         """A parameter whose gradient over one sequence is there."""
         gradient, parameter.grad = parameter.grad, None
         assert gradient is not None  # torch calls this when it has just made it
-        self._weights += gradient.float().view(self._shape).square().cpu()
+        gradient = gradient.float().view(self._shape).cpu()
+        self._weights.addcmul_(gradient, gradient)
 
     def see_input(self, x: torch.Tensor) -> None:
         """(b, l, in)"""
@@ -111,10 +112,11 @@ def _run(model: PreTrainedModel, batch: torch.Tensor, generator: torch.Generator
         logits = model(input_ids=batch, use_cache=False).logits
     scores = logits.flatten(0, 1).float()
     with torch.no_grad():
-        shares = scores.softmax(1)
-        if not torch.isfinite(shares).all():
+        sums = scores.softmax(1).cumsum_(1).cpu()
+        if not torch.isfinite(sums[:, -1]).all():
             raise RuntimeError("the model gives no finite predictions on the calibration text.")
-        labels = torch.multinomial(shares.cpu(), 1, generator=generator)[:, 0].to(scores.device)
+        drawn = torch.rand(len(sums), 1, generator=generator) * sums[:, -1:]
+        labels = torch.searchsorted(sums, drawn).clamp_max_(sums.shape[1] - 1)[:, 0].to(scores.device)
     F.cross_entropy(scores, labels, reduction="sum").backward()
 
 

@@ -9,109 +9,108 @@ bits the divergence on two other texts fell from 0.136 and 0.119 nats a token to
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from hf_mamba_prune.masks.calibration import evaluation_mode
 from hf_mamba_prune.packed.tensors import PackedTensor
 from hf_mamba_prune.progress import track
+from hf_mamba_prune.repair.divergence import divergence
 from hf_mamba_prune.seeds import name_seed
 
 _PASSES, _BATCH, _WARM_UP = 2, 4, 5
-_WORK = 3e12
+_WORK = 2e12
 """Weights x tokens at most, eight operations each: a model of a few million weights needs less."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class _Moved(ABC):
-    """A parameter that follows what the optimizer moves."""
+    """A parameter that follows factors, which the optimizer moves.
 
-    parameter: nn.Parameter
+    Args:
+        parameter: whose gradient goes over to the factors as soon as it is there, so that not all of them are held.
+        factors: where they start.
+    """
+
     rate: ClassVar[float]
 
-    @abstractmethod
-    def factors(self) -> list[torch.Tensor]:
-        """What the optimizer moves."""
+    def __init__(self, parameter: nn.Parameter, *factors: torch.Tensor) -> None:
+        self.parameter, self.factors = parameter, factors
+        for factor in factors:
+            factor.grad = torch.zeros_like(factor)
+
+    def watch(self) -> Callable[[], None]:
+        """From now on, until what is returned is called."""
+        return self.parameter.register_post_accumulate_grad_hook(self._take_gradient).remove
+
+    def _take_gradient(self, parameter: torch.Tensor) -> None:
+        gradient, parameter.grad = parameter.grad, None
+        assert gradient is not None  # torch calls this when it has just made it
+        for factor, own in zip(self.factors, self._gradients(gradient.float()), strict=True):
+            assert factor.grad is not None
+            factor.grad += own
 
     @abstractmethod
-    def take_gradient(self) -> None:
-        """That of the parameter becomes that of the factors."""
+    def _gradients(self, gradient: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Those of the factors, from that of the parameter."""
 
     @abstractmethod
     def show(self) -> None:
         """Into the model."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class _Scaled(_Moved):
     """A rounded weight, and the logarithms of what its scales are multiplied by."""
 
     rate = 0.003
-    packed: PackedTensor
-    rounded: torch.Tensor
-    rows: torch.Tensor
-    columns: torch.Tensor
 
-    @classmethod
-    def of(cls, parameter: nn.Parameter, packed: PackedTensor) -> _Scaled:
-        """Where it starts: all factors are 1."""
-        rows, columns = (torch.zeros(size, device=parameter.device, requires_grad=True) for size in packed.shape)
-        weight = parameter.detach().float().view(packed.shape).clone()
-        return cls(parameter=parameter, packed=packed, rounded=weight, rows=rows, columns=columns)
+    def __init__(self, parameter: nn.Parameter, packed: PackedTensor) -> None:
+        super().__init__(parameter, *(torch.zeros(size, device=parameter.device) for size in packed.shape))
+        self._packed = packed
+        self._shown = [factor.clone() for factor in self.factors]
 
-    def take_gradient(self) -> None:
-        gradient, self.parameter.grad = self.parameter.grad, None
-        assert gradient is not None  # every projection has a part in the loss
-        product = gradient.float().view(self.packed.shape) * self.parameter.detach().float().view(self.packed.shape)
-        self.rows.grad, self.columns.grad = product.sum(1), product.sum(0)
+    def _gradients(self, gradient: torch.Tensor) -> Sequence[torch.Tensor]:
+        product = (gradient * self.parameter.detach()).view(self._packed.shape)
+        return product.sum(1), product.sum(0)
 
-    def factors(self) -> list[torch.Tensor]:
-        return [self.rows, self.columns]
-
-    @torch.no_grad()
     def show(self) -> None:
-        weight = self.rounded * self.rows.exp()[:, None] * self.columns.exp()
-        self.parameter.copy_(weight.view(self.parameter.shape))
+        rows, columns = (factor - shown for factor, shown in zip(self.factors, self._shown, strict=True))
+        weight = self.parameter.data.view(self._packed.shape)
+        weight.mul_(rows.exp()[:, None]).mul_(columns.exp())
+        self._shown = [factor.clone() for factor in self.factors]
 
     def tuned(self) -> PackedTensor:
         """With the new scales, as bfloat16 holds them."""
-        grid, scales = self.packed.grid, self.packed.scales
+        grid, scales = self._packed.grid, self._packed.scales
         assert grid is not None and grid.column_scales is not None and scales is not None
-        columns = (grid.column_scales.float() * self.columns.detach().exp().cpu()).bfloat16()
-        rows = (scales.float() * self.rows.detach().exp().cpu()).bfloat16()
-        return replace(self.packed, scales=rows, grid=replace(grid, column_scales=columns))
+        by_row, by_column = (factor.exp().cpu() for factor in self.factors)
+        columns = (grid.column_scales.float() * by_column).bfloat16()
+        return replace(
+            self._packed,
+            scales=(scales.float() * by_row).bfloat16(),
+            grid=replace(grid, column_scales=columns),
+        )
 
 
-@dataclass(frozen=True, kw_only=True)
 class _Free(_Moved):
     """One that is held as it will be saved, and in float32 for the optimizer."""
 
     rate = 0.001
-    latent: torch.Tensor
-    dtype: torch.dtype
 
-    @classmethod
-    def of(cls, parameter: nn.Parameter, dtype: torch.dtype) -> _Free:
-        """Where it starts."""
-        latent = parameter.detach().float().clone().requires_grad_(True)
-        return cls(parameter=parameter, latent=latent, dtype=dtype)
+    def __init__(self, parameter: nn.Parameter, dtype: torch.dtype) -> None:
+        super().__init__(parameter, parameter.detach().float().clone())
+        self._dtype = dtype
 
-    def take_gradient(self) -> None:
-        gradient, self.parameter.grad = self.parameter.grad, None
-        self.latent.grad = None if gradient is None else gradient.float()
+    def _gradients(self, gradient: torch.Tensor) -> Sequence[torch.Tensor]:
+        return (gradient,)
 
-    def factors(self) -> list[torch.Tensor]:
-        return [self.latent]
-
-    @torch.no_grad()
     def show(self) -> None:
-        self.parameter.copy_(self.latent.to(self.dtype))
+        self.parameter.data.copy_(self.factors[0].to(self._dtype))
 
 
 def tune_scales(
@@ -142,19 +141,20 @@ def tune_scales(
         RuntimeError: the divergence is not finite.
     """
     before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    scaled = {name: _Scaled.of(model.get_parameter(name), own) for name, own in packed.items()}
+    scaled = {name: _Scaled(model.get_parameter(name), own) for name, own in packed.items()}
     maps = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear | nn.Embedding)}
-    free = [_Free.of(parameter, dtype) for parameter in model.parameters() if id(parameter) not in maps]
+    free = [_Free(parameter, dtype) for parameter in model.parameters() if id(parameter) not in maps]
     own: list[_Moved] = [*scaled.values(), *free]
     moved = {id(one.parameter) for one in own}
-    try:
-        for parameter in model.parameters():
-            parameter.requires_grad_(id(parameter) in moved)
-        with evaluation_mode(model), evaluation_mode(dense):
-            _train(model, dense, own, sequences, seed=seed, bf16=bf16)
-    finally:
+    with ExitStack() as stack:
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(before[name])
+            stack.callback(parameter.requires_grad_, before[name])
+            parameter.requires_grad_(id(parameter) in moved)
+        for one in own:
+            stack.callback(one.watch())
+        stack.enter_context(evaluation_mode(model))
+        stack.enter_context(evaluation_mode(dense))
+        _train(model, dense, own, sequences, seed=seed, bf16=bf16)
     return {name: own.tuned() for name, own in scaled.items()}
 
 
@@ -175,7 +175,7 @@ def _train(
     generator = torch.Generator().manual_seed(name_seed("scales", seed))
     order = torch.cat([torch.randperm(len(sequences), generator=generator) for _ in range(_PASSES)])
     batches = order[: tuned_sequences(model.num_parameters(), *sequences.shape)].split(_BATCH)
-    groups = [{"params": own.factors(), "lr": own.rate} for own in moved]
+    groups = [{"params": own.factors, "lr": own.rate} for own in moved]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / _WARM_UP) * (1 - step / len(batches))
@@ -186,9 +186,8 @@ def _train(
             if not torch.isfinite(loss):
                 raise RuntimeError("the divergence of the rounded model from the dense one is not finite.")
             (loss / len(batch)).backward()
-        for own in moved:
-            own.take_gradient()
         optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
         schedule.step()
         for own in moved:
             own.show()
@@ -198,6 +197,6 @@ def _divergence(model: PreTrainedModel, dense: PreTrainedModel, ids: torch.Tenso
     """Nats per token, from the dense model to the rounded one."""
     with torch.autocast(ids.device.type, torch.bfloat16, enabled=bf16):
         with torch.no_grad():
-            wanted = dense(input_ids=ids, use_cache=False).logits.float().log_softmax(-1).flatten(0, 1)
-        found = model(input_ids=ids, use_cache=False).logits.float().log_softmax(-1).flatten(0, 1)
-    return F.kl_div(found, wanted, log_target=True, reduction="batchmean")
+            wanted = dense(input_ids=ids, use_cache=False).logits.flatten(0, 1)
+        found = model(input_ids=ids, use_cache=False).logits.flatten(0, 1)
+    return divergence(found, wanted) / len(found)

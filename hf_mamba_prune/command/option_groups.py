@@ -96,7 +96,7 @@ class PruningOptions:
         recipe = dict(find_recipe(self.recipe).config)
         recipe |= {"score": self.score} if self.score else {}
         recipe |= {"reconstruct": False} if self.no_reconstruct else {}
-        # None leaves a default to the config, which depends on its other fields.
+        # None leaves a default to the config, which depends on its other fields or on the model.
         given: dict[str, Any] = {
             "sparsity": self.sparsity,
             "bits": self.bits,
@@ -104,6 +104,7 @@ class PruningOptions:
             "allocation": self.allocation,
             "ceiling": self.ceiling,
             "steps": self.steps,
+            "calibration_samples": data.calibration_samples,
         }
         return PruningConfig(
             pattern=self.pattern,
@@ -113,7 +114,6 @@ class PruningOptions:
             component_sparsity=o.parse_shares(self.component_sparsity),
             schedule=self.schedule,
             damping=self.damping,
-            calibration_samples=data.calibration_samples,
             calibration_length=data.calibration_length,
             batch_size=self.batch_size,
             seed=data.seed,

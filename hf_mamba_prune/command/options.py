@@ -111,7 +111,10 @@ Seed = Annotated[int, _option(PRUNING, "--seed", help="Of every random choice.")
 Calibration = Annotated[
     str, _option(DATA, "--calibration", help="Text file, or Hub data set as name[:config[:split]], to measure on.")
 ]
-Samples = Annotated[int, _option(DATA, "--calibration-samples", help="Calibration sequences.")]
+Samples = Annotated[
+    int | None,
+    _option(DATA, "--calibration-samples", help="Calibration sequences; by default 128, for big models 64."),
+]
 Length = Annotated[int, _option(DATA, "--calibration-length", help="Tokens of a calibration sequence.")]
 RecoverText = Annotated[
     str | None, _option(DATA, "--recover-dataset", help="Text to train on. Default: that of --calibration.")

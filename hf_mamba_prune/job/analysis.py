@@ -54,11 +54,12 @@ class AnalysisJob:
         tokenizer = self.model.read_tokenizer()
         with text_errors(self.calibration):
             calibration = read_text(self.calibration, "train", self.column)
-        shape = config.calibration_samples, config.calibration_length
-        sequences = sample_sequences(calibration, tokenizer, *shape, config.seed)
         evaluation = self.evaluation.read()
         evaluation.check(tokenizer)
         with self.model.open(tokenizer) as loaded:
+            config = config.for_weights(loaded.model.num_parameters())
+            shape = config.calibration_samples, config.calibration_length
+            sequences = sample_sequences(calibration, tokenizer, *shape, config.seed)
             check_ids(sequences, loaded.model, f"the text {calibration.name}")
             found = analyze(loaded.model, tokenizer, sequences, evaluation, config, levels=self.levels)
         failure: Exception | None = None

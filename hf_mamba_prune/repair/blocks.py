@@ -20,6 +20,7 @@ from hf_mamba_prune.models.blocks import BlockSource
 from hf_mamba_prune.models.components import Tap
 from hf_mamba_prune.models.targets import Target
 from hf_mamba_prune.progress import track
+from hf_mamba_prune.repair.hessians import HessianSum
 from hf_mamba_prune.repair.least_squares import reconstruct
 from hf_mamba_prune.report import RepairFacts
 
@@ -134,16 +135,13 @@ def _hessians(
     states: Sequence[torch.Tensor],
     tokens: Mapping[str, torch.Tensor],
 ) -> dict[str, torch.Tensor]:
-    """E[x x^T] over tokens, float64 (groups, in, in), of each target's inputs; products in float32, sums in 64."""
-    sums: dict[str, torch.Tensor] = {}
+    """E[x x^T] over tokens, float64 (groups, in, in), of each target's inputs."""
+    sums: dict[str, HessianSum] = {}
     missing: set[str] = set()
     place = 0
 
     def see(name: str, x: torch.Tensor) -> None:
-        rows = x.flatten(0, 1).float()
-        own = [rows] if name not in tokens else [rows * weight[:, None] for weight in tokens[name][:, place].to(rows)]
-        product = torch.stack([weighted.T @ rows for weighted in own]).double()
-        sums[name] = sums[name] + product if name in sums else product
+        sums.setdefault(name, HessianSum()).add(x.flatten(0, 1), tokens[name][:, place] if name in tokens else None)
         missing.discard(name)
         if not missing:
             raise _EnoughError
@@ -158,4 +156,4 @@ def _hessians(
             except _EnoughError:
                 pass
     seen = sum(state.shape[0] * state.shape[1] for state in states)
-    return {name: total / seen for name, total in sums.items()}
+    return {name: own.mean(seen) for name, own in sums.items()}

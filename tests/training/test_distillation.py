@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from hf_mamba_prune.config import PruningConfig
-from hf_mamba_prune.training.distillation import distill, divergence, square_head
+from hf_mamba_prune.repair.divergence import divergence
+from hf_mamba_prune.training.distillation import distill, square_head
 
 GENERATOR = torch.Generator().manual_seed(3)
 STUDENT, TEACHER = torch.randn(2, 2, 6, 11, generator=GENERATOR)

@@ -8,7 +8,7 @@ from training_cases import DATA, TOKENS, arguments, check_final, config, share_o
 
 from hf_mamba_prune import PruningTrainer, find_targets
 from hf_mamba_prune.files.loading import weights_sha256
-from hf_mamba_prune.training.distillation import divergence
+from hf_mamba_prune.repair.divergence import divergence
 
 
 def test_label_smoothing_goes_with_a_teacher(mamba, tmp_path):
