@@ -1,11 +1,12 @@
 """Recovery by training: the paper's recipe, ours, and the dense model fine-tuned, on the same tokens.
 
-    python benchmarks/recovery.py [--rows dense paper ours ...] [--sparsity 0.7] [--steps 500] [--lr 1e-3] [--seeds 0]
-        [--texts wiki.test.raw wiki.valid.tokens] [--threads 2] [--table]
+    python benchmarks/recovery.py [--model mamba-wiki-4m] [--rows dense paper ours ...] [--sparsity 0.7] [--bits 2.5]
+        [--steps 500] [--lr 1e-3] [--seeds 0] [--texts wiki.test.raw wiki.valid.tokens c4.txt] [--threads 2] [--table]
 
-The model is mamba-wiki-3m, the tokens are those that it has never seen (8 x 512 a step, 500 steps are 2 million), the
-measure is the whole raw test text of WikiText-103 as `hf-mamba-prune evaluate` reports it, and the validation text
-beside it, to choose a learning rate by. All train over float32 weights, in bfloat16 autocast where the CPU has
+With --bits the model is rounded instead of pruned, and trained on its grid. The tokens are those that the model has
+never seen (8 x 512 a step, 500 steps are 2 million; again, in another order, where they are used up), the measure is
+the whole raw test text of WikiText-103 as `hf-mamba-prune evaluate` reports it, and the validation text beside it, to
+choose a learning rate by. All train over float32 weights, in bfloat16 autocast where the CPU has
 instructions for it. Each measurement is a line of results/recovery.jsonl as soon as it is there, and is not made
 again; `--table` only prints the tables of that file and draws results/recovery.png. The row "small" is a smaller dense
 model, made by `train_small.py --kind mamba --hidden 128 --steps 3400` and named by `--small`. The data folder is that
@@ -83,6 +84,8 @@ class Run:
     rate: float
     seed: int
     steps: int
+    model: str = "mamba-wiki-3m"
+    bits: float | None = None
 
 
 def round_to_four_bits(model: PreTrainedModel, group: int = 32) -> None:
@@ -96,7 +99,8 @@ def round_to_four_bits(model: PreTrainedModel, group: int = 32) -> None:
 
 def perplexities(loaded: LoadedModel, texts: Sequence[str]) -> list[float]:
     """Of the model as it is, on each text."""
-    sources = tuple(read_text(str(DATA / "wikitext" / text), "test") for text in texts)
+    folders = ("calibration" if text == "c4.txt" else "wikitext" for text in texts)
+    sources = tuple(read_text(str(DATA / folder / text), "test") for folder, text in zip(folders, texts, strict=True))
     with use_native(loaded.model):
         return [
             result.perplexity for result in Evaluation(texts=sources, window=2048).run(loaded.model, loaded.tokenizer)
@@ -111,17 +115,19 @@ def measure(run: Run, loaded: LoadedModel, teacher: PreTrainedModel | None, text
         model.load_state_dict(teacher.state_dict())
     started, pruned = time.perf_counter(), [None] * len(texts)
     with use_native(model):
-        config = PruningConfig(sparsity=run.sparsity, seed=run.seed, **options)
+        size = {"sparsity": run.sparsity} if run.bits is None else {"bits": run.bits}
+        config = PruningConfig(seed=run.seed, **size, **options)
         if run.row == "rtn4":
             round_to_four_bits(model)
-        elif training and not training.get("gradual") and run.sparsity:
+        elif training and not training.get("gradual") and (run.sparsity or run.bits):
             prune(model, tokenizer, config, read_text(str(DATA / "text/enwiki.txt.xz"), "train"))
             pruned = perplexities(loaded, texts)
         if training:
-            unseen = np.load(DATA.parent / "models" / "mamba-wiki-3m-unseen.npz")["tokens"].astype(np.int64)
-            order = torch.randperm(len(unseen), generator=torch.Generator().manual_seed(run.seed))
+            unseen = np.load(DATA.parent / "models" / f"{run.model}-unseen.npz")["tokens"].astype(np.int64)
             recovery = Recovery(text=TextSource("unseen", ()), steps=run.steps, learning_rate=run.rate, **training)
-            seen = torch.from_numpy(unseen)[order[: run.steps * recovery.batch_size]]
+            count, generator = run.steps * recovery.batch_size, torch.Generator().manual_seed(run.seed)
+            passes = [torch.randperm(len(unseen), generator=generator) for _ in range(-(-count // len(unseen)))]
+            seen = torch.from_numpy(unseen)[torch.cat(passes)[:count]]
             recover(model, seen, config, recovery, teacher if recovery.distill else None)
     minutes = (time.perf_counter() - started) / 60
     zeros = sum(int((target.weight(model) == 0).sum()) for target in find_targets(model))
@@ -136,7 +142,9 @@ def measure(run: Run, loaded: LoadedModel, teacher: PreTrainedModel | None, text
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", help='the model of the row "small"')
+    parser.add_argument("--model", default="mamba-wiki-3m", help="a folder of the models' folder")
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.7])
+    parser.add_argument("--bits", type=float, nargs="+", help="round to these instead of pruning")
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=["dense", "paper", "ours"])
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--lr", type=float, nargs="+", default=[1e-3])
@@ -149,15 +157,16 @@ def main() -> None:
         print_tables()
         return
     torch.set_num_threads(arguments.threads)
-    loaded = load_model(str(DATA.parent / "models" / "mamba-wiki-3m"), device="cpu")
+    loaded = load_model(str(DATA.parent / "models" / arguments.model), device="cpu")
     teacher = copy.deepcopy(loaded.model)
     dense = perplexities(loaded, arguments.texts)
     lines = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.is_file() else []
-    for row, sparsity, rate, seed in itertools.product(
-        arguments.rows, arguments.sparsity, arguments.lr, arguments.seeds
-    ):
+    sizes = [(sparsity, None) for sparsity in arguments.sparsity]
+    sizes = sizes if arguments.bits is None else [(0.0, bits) for bits in arguments.bits]
+    for row, (sparsity, bits), rate, seed in itertools.product(arguments.rows, sizes, arguments.lr, arguments.seeds):
         steps = arguments.steps if ROWS[row][1] else 0
-        run = Run(row, 0.0 if row in DENSE else sparsity, rate if steps else 0.0, seed, steps)
+        sparsity, bits = (0.0, None) if row in DENSE else (sparsity, bits)
+        run = Run(row, sparsity, rate if steps else 0.0, seed, steps, arguments.model, bits)
         known = {line["text"] for line in lines if asdict(run).items() <= line.items()}
         if known >= set(arguments.texts):
             continue

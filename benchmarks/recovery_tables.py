@@ -40,7 +40,12 @@ LABELS = {
 
 
 def _key(run: dict) -> tuple:
-    return -run["steps"], run["text"], run["sparsity"], list(LABELS).index(run["row"]), run["rate"]
+    size = run["sparsity"], -(run["bits"] or 0.0)
+    return run["model"], -run["steps"], run["text"], *size, list(LABELS).index(run["row"]), run["rate"]
+
+
+def _size(run: dict) -> str:
+    return f"{run['sparsity']:.0%}" if run["bits"] is None else f"{run['bits']:g} bits"
 
 
 def _ratios(runs: list[dict], name: str) -> list[float]:
@@ -57,16 +62,18 @@ def _cell(values: list[float]) -> str:
 def print_tables() -> None:
     """A markdown table for each number of steps and text, and the curve of the longest runs."""
     runs = sorted((json.loads(line) for line in RESULTS.read_text().splitlines()), key=_key)
-    for (steps, text), part in groupby(runs, key=lambda run: (run["steps"], run["text"])):
-        print(f"\n{steps} steps of 8 x 512 tokens, {text}\n")
-        print("| method | sparsity | learning rate | seeds | perplexity | x dense, pruned | trained | minutes |")
+    for (model, steps, text), part in groupby(runs, key=lambda run: (run["model"], run["steps"], run["text"])):
+        print(f"\n{model}, {steps} steps of 8 x 512 tokens, {text}\n")
+        print(
+            "| method | sparsity or bits | learning rate | seeds | perplexity | x dense, pruned | trained | minutes |"
+        )
         print("|---|---|---|---|---|---|---|---|")
         for _, group in groupby(part, key=_key):
             same = list(group)
             first = same[0]
             perplexity = statistics.mean(run["trained"] for run in same)
             print(
-                f"| {LABELS[first['row']]} | {first['sparsity']:.0%} | {first['rate']:g} | {len(same)} "
+                f"| {LABELS[first['row']]} | {_size(first)} | {first['rate']:g} | {len(same)} "
                 f"| {perplexity:.2f} | {_cell(_ratios(same, 'pruned'))} | {_cell(_ratios(same, 'trained'))} "
                 f"| {statistics.mean(run['minutes'] for run in same):.1f} |"
             )
@@ -74,6 +81,7 @@ def print_tables() -> None:
 
 
 def _draw(runs: list[dict]) -> None:
+    runs = [run for run in runs if run["model"] == "mamba-wiki-3m" and run["bits"] is None]
     longest = max(run["steps"] for run in runs)
     tested = [run for run in runs if run["text"] == "wiki.test.raw"]
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_mamba_prune.bits.sensitivity import GROUPS
-from hf_mamba_prune.bits.tuning import tuned_sequences
+from hf_mamba_prune.bits.tuning import PASSES_OF_SCALES
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.masks.budget import total_to_prune
 from hf_mamba_prune.masks.calibration import GRADIENT_TERMS
@@ -21,6 +21,7 @@ from hf_mamba_prune.models.architectures import architecture_of
 from hf_mamba_prune.models.model_config import ModelConfig
 from hf_mamba_prune.models.targets import Target
 from hf_mamba_prune.pruning import check_fit, reads_calibration
+from hf_mamba_prune.repair.tuning import PASSES, tuned_sequences
 from hf_mamba_prune.texts.sequences import REPAIR_PARTS, SCORE_PARTS
 
 _BYTES = 4
@@ -28,8 +29,8 @@ _ACTIVATIONS = 40
 """Floats that a block keeps of each token and d_inner channel for the backward pass, measured on a CPU."""
 _PRODUCTS = 20
 """Products with the Hessian that the solver needs for a weight, measured."""
-_SWEEPS = 120
-"""Products with its Hessian that rounding a weight takes, measured at mamba-130m's shape: 113 and 127."""
+_SWEEPS = 80
+"""Products with its Hessian that rounding a weight takes, measured at mamba-130m's shape."""
 _PASSES = 4
 """What making such a float, and its gradient, takes beside the matrix products; times the sigmoid of one, measured."""
 
@@ -120,7 +121,8 @@ def make_plan(model: PreTrainedModel, config: PruningConfig, training: TrainingS
     scoring = (
         _scoring(targets, config, shape, weights, seen) if masks and reads_calibration(config, gradual) else _Cost()
     )
-    repairing = _repairing(targets, config, shape) if masks and config.reconstruct and not gradual else _Cost()
+    repairs = masks and config.reconstruct and not gradual
+    repairing = _repairing(targets, config, shape, weights) if repairs else _Cost()
     rounding = _rounding(targets, config, shape, weights) if config.rounds else _Cost()
     floats = max(scoring.floats + repairing.floats, rounding.floats)
     values = inner * _ACTIVATIONS * shape.num_hidden_layers + 3 * shape.vocab_size
@@ -172,19 +174,24 @@ def _scoring(targets: Sequence[Target], config: PruningConfig, shape: ModelConfi
     )
 
 
-def _repairing(targets: Sequence[Target], config: PruningConfig, shape: ModelConfig) -> _Cost:
-    """Of the reconstruction, block by block."""
+def _repairing(targets: Sequence[Target], config: PruningConfig, shape: ModelConfig, weights: int) -> _Cost:
+    """Of the reconstruction, block by block, and of tuning beside the dense model."""
     linear = [target for target in targets if target.kind == "linear" and target.layer is not None]
     seen = _tokens_seen(config, REPAIR_PARTS)
     states = config.calibration_samples * config.calibration_length * shape.hidden_size
     widest = max((target.shape[1] for target in linear), default=0)
     # The blocks run about three times, and each input is multiplied with itself.
-    per_token = sum(6 * target.size + 2 * target.shape[1] ** 2 for target in linear)
+    per_token = sum(6 * target.size + 4 / 3 * target.shape[1] ** 2 for target in linear)
+    tuned = _tokens_tuned(config, weights, PASSES)
+    tuning = config.calibration_length * (
+        _d_inner(shape) * _ACTIVATIONS * shape.num_hidden_layers + 3 * shape.vocab_size
+    )
+    repairing = sum(target.size for target in linear) + states + 10 * widest**2
     return _Cost(
-        floats=sum(target.size for target in linear) + states + 10 * widest**2,
-        operations=per_token * seen,
+        floats=weights + max(repairing, 4 * weights + tuning),
+        operations=per_token * seen + 8 * weights * tuned,
         solving=config.steps * sum(2 * _PRODUCTS * target.size * target.shape[1] for target in linear),
-        made=seen,
+        made=seen + 4 / 3 * tuned,
     )
 
 
@@ -193,19 +200,23 @@ def _rounding(targets: Sequence[Target], config: PruningConfig, shape: ModelConf
     linear = [target for target in targets if target.kind == "linear" and target.layer is not None]
     tokens = config.calibration_samples * config.calibration_length
     widest = max((target.shape[1] for target in linear), default=0)
-    hessians = sum(2 * GROUPS * target.shape[1] ** 2 for target in linear)
-    tuned = config.calibration_length * tuned_sequences(weights, config.calibration_samples, config.calibration_length)
+    hessians = sum(4 / 3 * GROUPS * target.shape[1] ** 2 for target in linear)  # of mirrored parts one is made
+    tuned = _tokens_tuned(config, weights, PASSES_OF_SCALES)
     return _Cost(
         floats=weights
-        + 3 * sum(target.size for target in linear)
         + config.calibration_length * (_d_inner(shape) * _ACTIVATIONS * shape.num_hidden_layers)
         + 3 * config.calibration_length * shape.vocab_size
         + tokens * shape.hidden_size
         + 4 * GROUPS * widest**2,
-        operations=tokens * (6 * weights + 6 * sum(target.size for target in linear) + hessians) + 8 * weights * tuned,
+        operations=tokens * (6 * weights + 4 * sum(target.size for target in linear) + hessians) + 8 * weights * tuned,
         solving=sum(2 * _SWEEPS * target.size * target.shape[1] for target in linear),
         made=2 * tokens + 4 / 3 * tuned,
     )
+
+
+def _tokens_tuned(config: PruningConfig, weights: int, passes: int) -> int:
+    samples, length = config.calibration_samples, config.calibration_length
+    return length * tuned_sequences(weights, samples, length, passes)
 
 
 def _tokens_seen(config: PruningConfig, parts: int) -> float:

@@ -30,6 +30,7 @@ from hf_mamba_prune.models.blocks import MemoryBlocks
 from hf_mamba_prune.models.targets import Target, find_targets
 from hf_mamba_prune.progress import tell
 from hf_mamba_prune.repair.blocks import repair
+from hf_mamba_prune.repair.tuning import tune_kept
 from hf_mamba_prune.report import (
     CalibrationFacts,
     LanguageMetrics,
@@ -171,15 +172,16 @@ class ReadyToPrune:
         zeros = ZeroCounter(model, self.targets)
         with meter.step("evaluate"):
             before, tasks_before = self._measured()
-        teacher = copy.deepcopy(model) if self.recovery is not None and self.recovery.distill else None
-        budget: Budget | None = None
-        repairs: tuple[RepairFacts, ...] = ()
-        if self.recovery is None or not self.recovery.gradual:
-            budget, repairs = _prune_in_steps(model, self.targets, self.config, self.sequences, meter)
-        dtype = self.origin.saved_dtype or model.dtype
         gradual = self.recovery is not None and self.recovery.gradual
+        repaired = self.config.reconstruct and self.config.sparsity > 0 and not gradual
+        dense = copy.deepcopy(model) if repaired or (self.recovery and self.recovery.distill) else None
+        dtype = self.origin.saved_dtype or model.dtype
+        done = None if gradual else self._prune_in_steps(dense, meter)
+        budget, repairs = done or (None, ())
+        if repaired and dense is not None:
+            self._tune(dense, dtype, meter)
         rounding = None if gradual else self._rounded(dtype, meter)
-        trained, in_training = self._train(teacher, meter)
+        trained, in_training = self._train(dense, meter)
         round_to(model, dtype)
         rounding = self._rounded(dtype, meter) if gradual else rounding
         sparsity = _counted(zeros, model, self.config, budget or in_training)
@@ -208,6 +210,60 @@ class ReadyToPrune:
         evaluation = self.evaluation
         return evaluation.run(self.model, self.tokenizer), evaluation.tasks.run(self.model, self.tokenizer)
 
+    def _prune_in_steps(
+        self, dense: PreTrainedModel | None, meter: CostMeter
+    ) -> tuple[Budget, tuple[RepairFacts, ...]]:
+        """Measure, score, allocate, mask and reconstruct at each sparsity of the schedule; what the last step did."""
+        model, targets, config = self.model, self.targets, self.config
+        score = build_score(config)
+        drawn = cast(torch.Tensor, self.sequences)  # there wherever something is measured on it
+        wanted = {} if dense is None else {target.name: target.weight(dense) for target in targets}
+        outside = [target for target in targets if not config.reconstruct or target.layer is None]
+        bf16 = in_bfloat16(config.calibration_bf16, model.device)
+        curves: Curves | None = None
+        repairs: tuple[RepairFacts, ...] = ()
+        statistics: Statistics = {}
+        if config.sparsity == 0 and config.rounds:  # nothing to mask, and so nothing to measure
+            plain = replace(config, allocation="uniform", score="magnitude")
+            return allocate(targets, scores_of_model(model, build_score(plain), {}), plain, 0.0, None), ()
+        for step in range(1, config.steps + 1):
+            sparsity = sparsity_at(config.schedule, step / config.steps, config.sparsity)
+            with meter.step("calibrate"):
+                for own in statistics.values():
+                    own.fade(_REMEMBERED)
+                if score.needs:
+                    seen = part_of_step(drawn, step, config.steps, SCORE_PARTS, config.seed)
+                    statistics = calibrate(
+                        model, targets, seen, score.needs, config.batch_size, bf16=bf16, start=statistics
+                    )
+                if config.allocation == "sensitivity" and step == 1:
+                    curves = measure_curves(model, targets, score, statistics, sequences=drawn, config=config)
+            with meter.step("mask"):
+                scores_of = scores_of_model(model, score, statistics)
+                budget = allocate(targets, scores_of, config, sparsity, curves)
+                mask_of = masks_within(budget, scores_of, config)
+                apply_masks(model, outside, mask_of)
+            if config.reconstruct:
+                with meter.step("reconstruct"):
+                    seen = part_of_step(drawn, step, config.steps, REPAIR_PARTS, config.seed)
+                    repairs = repair(
+                        MemoryBlocks(model),
+                        targets,
+                        mask_of,
+                        dense=wanted,
+                        sequences=seen,
+                        damping=config.damping,
+                        bf16=bf16,
+                    )
+            tell("prune", step, config.steps, sparsity=sparsity)
+        return budget, repairs
+
+    def _tune(self, dense: PreTrainedModel, dtype: torch.dtype, meter: CostMeter) -> None:
+        sequences, names = cast(torch.Tensor, self.sequences), [target.name for target in self.targets]
+        with meter.step("tune"):
+            bf16 = in_bfloat16(self.config.calibration_bf16, self.model.device)
+            tune_kept(self.model, dense, names, sequences, dtype=dtype, seed=self.config.seed, bf16=bf16)
+
     def _rounded(self, dtype: torch.dtype, meter: CostMeter) -> RoundingFacts | None:
         if not self.config.rounds:
             return None
@@ -216,10 +272,11 @@ class ReadyToPrune:
             bf16 = in_bfloat16(self.config.calibration_bf16, self.model.device)
             return round_model(self.model, self.targets, sequences, self.config, dtype, bf16=bf16)
 
-    def _train(self, teacher: PreTrainedModel | None, meter: CostMeter) -> tuple[RecoveryFacts | None, Budget | None]:
+    def _train(self, dense: PreTrainedModel | None, meter: CostMeter) -> tuple[RecoveryFacts | None, Budget | None]:
         """Recover, and prune while doing so where that is asked for: what came of it, and the last budget then."""
         if self.recovery is None or self.tokens is None:
             return None, None
+        teacher = dense if self.recovery.distill else None
         with meter.step("recover"):
             facts, pruner = recover(
                 self.model, self.tokens, self.config, self.recovery, teacher, calibration=self.sequences
@@ -245,62 +302,6 @@ def _counted(
             f"architectures does not fit this model. {len(untouched)} weights have none, such as {untouched[:2]}."
         )
     return found
-
-
-def _prune_in_steps(
-    model: PreTrainedModel,
-    targets: Sequence[Target],
-    config: PruningConfig,
-    sequences: torch.Tensor | None,
-    meter: CostMeter,
-) -> tuple[Budget, tuple[RepairFacts, ...]]:
-    """Measure, score, allocate, mask and reconstruct at each sparsity of the schedule; what the last step did."""
-    score = build_score(config)
-    drawn = cast(torch.Tensor, sequences)  # there wherever something is measured on it
-    dense = _dense_weights(model, targets) if config.reconstruct else {}
-    outside = [target for target in targets if not config.reconstruct or target.layer is None]
-    bf16 = in_bfloat16(config.calibration_bf16, model.device)
-    curves: Curves | None = None
-    repairs: tuple[RepairFacts, ...] = ()
-    statistics: Statistics = {}
-    if config.sparsity == 0 and config.rounds:  # nothing to mask, and so nothing to measure
-        plain = replace(config, allocation="uniform", score="magnitude")
-        return allocate(targets, scores_of_model(model, build_score(plain), {}), plain, 0.0, None), ()
-    for step in range(1, config.steps + 1):
-        sparsity = sparsity_at(config.schedule, step / config.steps, config.sparsity)
-        with meter.step("calibrate"):
-            for own in statistics.values():
-                own.fade(_REMEMBERED)
-            if score.needs:
-                seen = part_of_step(drawn, step, config.steps, SCORE_PARTS, config.seed)
-                statistics = calibrate(
-                    model, targets, seen, score.needs, config.batch_size, bf16=bf16, start=statistics
-                )
-            if config.allocation == "sensitivity" and step == 1:
-                curves = measure_curves(model, targets, score, statistics, sequences=drawn, config=config)
-        with meter.step("mask"):
-            scores_of = scores_of_model(model, score, statistics)
-            budget = allocate(targets, scores_of, config, sparsity, curves)
-            mask_of = masks_within(budget, scores_of, config)
-            apply_masks(model, outside, mask_of)
-        if config.reconstruct:
-            with meter.step("reconstruct"):
-                seen = part_of_step(drawn, step, config.steps, REPAIR_PARTS, config.seed)
-                repairs = repair(
-                    MemoryBlocks(model),
-                    targets,
-                    mask_of,
-                    dense=dense,
-                    sequences=seen,
-                    damping=config.damping,
-                    bf16=bf16,
-                )
-        tell("prune", step, config.steps, sparsity=sparsity)
-    return budget, repairs
-
-
-def _dense_weights(model: PreTrainedModel, targets: Sequence[Target]) -> dict[str, torch.Tensor]:
-    return {t.name: t.weight(model).clone() for t in targets if t.kind == "linear" and t.layer is not None}
 
 
 def check_fit(model: PreTrainedModel, config: PruningConfig, gradual_steps: int | None = None) -> list[Target]:

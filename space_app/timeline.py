@@ -9,7 +9,7 @@ from orders import Order
 
 from hf_mamba_prune import Progress
 
-PRUNING = ("calibrate", "sensitivity", "mask", "reconstruct", "prune")
+PRUNING = ("calibrate", "sensitivity", "mask", "reconstruct", "prune", "tune")
 LABELS = {
     "dense": "Measure the dense model",
     "prune": "Prune and reconstruct",

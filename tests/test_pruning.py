@@ -211,7 +211,7 @@ def test_the_report_says_what_the_model_holds(model, tokenizer, tmp_path):
     assert [m.perplexity for m in report.before] == [m.perplexity for m in before]
     assert [m.perplexity for m in report.after] == [m.perplexity for m in evaluation.run(model, tokenizer)]
     assert (report.calibration.source, report.calibration.samples, report.calibration.length) == ("some text", 2, 12)
-    assert [cost.step for cost in report.costs] == ["evaluate", "calibrate", "mask", "reconstruct"]
+    assert [cost.step for cost in report.costs] == ["evaluate", "calibrate", "mask", "reconstruct", "tune"]
     report.save(tmp_path)
     assert PruningReport.load(tmp_path) == report
     assert PruningConfig.from_dict(json.loads((tmp_path / "report.json").read_text())["config"]) == config

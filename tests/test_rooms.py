@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "publish": GROUND | {"texts", "measure"},
     "training": GROUND | {"models", "texts", "masks", "native", "packed", "repair", "files", "measure", "publish"},
     "pruning": GROUND | {"models", "texts", "masks", "native", "files", "measure", "repair", "bits", "training"},
-    "plan": GROUND | {"models", "texts", "masks", "bits", "measure", "pruning"},
+    "plan": GROUND | {"models", "texts", "masks", "repair", "bits", "measure", "pruning"},
     "job": GROUND
     | {"models", "texts", "masks", "native", "packed", "files", "measure", "publish", "training", "demo"}
     | {"pruning", "plan"},

@@ -8,63 +8,21 @@ bits the divergence on two other texts fell from 0.136 and 0.119 nats a token to
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_mamba_prune.masks.calibration import evaluation_mode
 from hf_mamba_prune.packed.tensors import PackedTensor
-from hf_mamba_prune.progress import track
-from hf_mamba_prune.repair.divergence import divergence
-from hf_mamba_prune.seeds import name_seed
+from hf_mamba_prune.repair.tuning import Free, Moved, tune
 
-_PASSES, _BATCH, _WARM_UP = 2, 4, 5
-_WORK = 2e12
-"""Weights x tokens at most, eight operations each: a model of a few million weights needs less."""
+PASSES_OF_SCALES = 2
+"""Over the sequences, of a rounded model."""
 
 
-class _Moved(ABC):
-    """A parameter that follows factors, which the optimizer moves.
-
-    Args:
-        parameter: whose gradient goes over to the factors as soon as it is there, so that not all of them are held.
-        factors: where they start.
-    """
-
-    rate: ClassVar[float]
-
-    def __init__(self, parameter: nn.Parameter, *factors: torch.Tensor) -> None:
-        self.parameter, self.factors = parameter, factors
-        for factor in factors:
-            factor.grad = torch.zeros_like(factor)
-
-    def watch(self) -> Callable[[], None]:
-        """From now on, until what is returned is called."""
-        return self.parameter.register_post_accumulate_grad_hook(self._take_gradient).remove
-
-    def _take_gradient(self, parameter: torch.Tensor) -> None:
-        gradient, parameter.grad = parameter.grad, None
-        assert gradient is not None  # torch calls this when it has just made it
-        for factor, own in zip(self.factors, self._gradients(gradient.float()), strict=True):
-            assert factor.grad is not None
-            factor.grad += own
-
-    @abstractmethod
-    def _gradients(self, gradient: torch.Tensor) -> Sequence[torch.Tensor]:
-        """Those of the factors, from that of the parameter."""
-
-    @abstractmethod
-    def show(self) -> None:
-        """Into the model."""
-
-
-class _Scaled(_Moved):
+class _Scaled(Moved):
     """A rounded weight, and the logarithms of what its scales are multiplied by."""
 
     rate = 0.003
@@ -97,22 +55,6 @@ class _Scaled(_Moved):
         )
 
 
-class _Free(_Moved):
-    """One that is held as it will be saved, and in float32 for the optimizer."""
-
-    rate = 0.001
-
-    def __init__(self, parameter: nn.Parameter, dtype: torch.dtype) -> None:
-        super().__init__(parameter, parameter.detach().float().clone())
-        self._dtype = dtype
-
-    def _gradients(self, gradient: torch.Tensor) -> Sequence[torch.Tensor]:
-        return (gradient,)
-
-    def show(self) -> None:
-        self.parameter.data.copy_(self.factors[0].to(self._dtype))
-
-
 def tune_scales(
     model: PreTrainedModel,
     dense: PreTrainedModel,
@@ -140,63 +82,8 @@ def tune_scales(
     Raises:
         RuntimeError: the divergence is not finite.
     """
-    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     scaled = {name: _Scaled(model.get_parameter(name), own) for name, own in packed.items()}
     maps = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear | nn.Embedding)}
-    free = [_Free(parameter, dtype) for parameter in model.parameters() if id(parameter) not in maps]
-    own: list[_Moved] = [*scaled.values(), *free]
-    moved = {id(one.parameter) for one in own}
-    with ExitStack() as stack:
-        for name, parameter in model.named_parameters():
-            stack.callback(parameter.requires_grad_, before[name])
-            parameter.requires_grad_(id(parameter) in moved)
-        for one in own:
-            stack.callback(one.watch())
-        stack.enter_context(evaluation_mode(model))
-        stack.enter_context(evaluation_mode(dense))
-        _train(model, dense, own, sequences, seed=seed, bf16=bf16)
+    free = [Free(parameter, dtype) for parameter in model.parameters() if id(parameter) not in maps]
+    tune(model, dense, [*scaled.values(), *free], sequences, passes=PASSES_OF_SCALES, seed=seed, bf16=bf16)
     return {name: own.tuned() for name, own in scaled.items()}
-
-
-def tuned_sequences(weights: int, samples: int, length: int) -> int:
-    """How many sequences a model of so many weights learns from, those that come twice counted twice."""
-    return min(_PASSES * samples, max(_BATCH, int(_WORK / (weights * length))))
-
-
-def _train(
-    model: PreTrainedModel,
-    dense: PreTrainedModel,
-    moved: Sequence[_Moved],
-    sequences: torch.Tensor,
-    *,
-    seed: int,
-    bf16: bool,
-) -> None:
-    generator = torch.Generator().manual_seed(name_seed("scales", seed))
-    order = torch.cat([torch.randperm(len(sequences), generator=generator) for _ in range(_PASSES)])
-    batches = order[: tuned_sequences(model.num_parameters(), *sequences.shape)].split(_BATCH)
-    groups = [{"params": own.factors, "lr": own.rate} for own in moved]
-    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / _WARM_UP) * (1 - step / len(batches))
-    )
-    for batch in track(batches, "scales", "step"):
-        for row in batch.tolist():
-            loss = _divergence(model, dense, sequences[row : row + 1].to(model.device), bf16)
-            if not torch.isfinite(loss):
-                raise RuntimeError("the divergence of the rounded model from the dense one is not finite.")
-            (loss / len(batch)).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=False)
-        schedule.step()
-        for own in moved:
-            own.show()
-
-
-def _divergence(model: PreTrainedModel, dense: PreTrainedModel, ids: torch.Tensor, bf16: bool) -> torch.Tensor:
-    """Nats per token, from the dense model to the rounded one."""
-    with torch.autocast(ids.device.type, torch.bfloat16, enabled=bf16):
-        with torch.no_grad():
-            wanted = dense(input_ids=ids, use_cache=False).logits.flatten(0, 1)
-        found = model(input_ids=ids, use_cache=False).logits.flatten(0, 1)
-    return divergence(found, wanted) / len(found)

@@ -43,7 +43,7 @@ def test_recovery_keeps_the_masks_and_is_in_the_report(case, tokenizer, tmp_path
     assert plain.recovery is None and trained.recovery.distilled == distill
     assert (trained.recovery.tokens, trained.recovery.steps, trained.recovery.text) == (12 * 2 * 16, 12, "some text")
     assert trained.recovery.last_loss < trained.recovery.first_loss
-    assert [cost.step for cost in trained.costs] == ["evaluate", "calibrate", "mask", "reconstruct", "recover"]
+    assert [cost.step for cost in trained.costs] == ["evaluate", "calibrate", "mask", "reconstruct", "tune", "recover"]
     if not distill:  # a random model has nothing to teach, but the text can be learned
         assert trained.after[0].perplexity < plain.after[0].perplexity
     trained.save(tmp_path)
