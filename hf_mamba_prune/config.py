@@ -56,7 +56,8 @@ class PruningConfig:
         steps: pruning steps, default 8, more above 70 % (80 %: 12, 90 %: 16), 1 with an N:M pattern. Each measures
             scores on another eighth of the calibration sequences and lets what earlier steps saw count on, and
             reconstructs on another quarter of them; in fewer steps the parts are larger, a single step sees all.
-        reconstruct: after each step the kept linear weights take over what the pruned ones did, by least squares.
+        reconstruct: after each step the kept linear weights take over what the pruned ones did, by least squares, and
+            after the last one all that is left but embeddings is tuned, see `repair.tuning`.
         damping: of the least squares, as a share of the mean squared input, 0 or more.
         calibration_samples: number of calibration sequences, at least 1; default, filled in by `for_weights`: 128, and
             64 for a model of more than 64 million weights, whose calibration takes minutes.

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_mamba_prune.packed.tensors import PackedTensor
+from hf_mamba_prune.packed.tensors import PackedTensor, unpack_tensor
 from hf_mamba_prune.repair.tuning import Free, Moved, tune
 
 PASSES_OF_SCALES = 2
@@ -30,17 +30,16 @@ class _Scaled(Moved):
     def __init__(self, parameter: nn.Parameter, packed: PackedTensor) -> None:
         super().__init__(parameter, *(torch.zeros(size, device=parameter.device) for size in packed.shape))
         self._packed = packed
-        self._shown = [factor.clone() for factor in self.factors]
 
     def _gradients(self, gradient: torch.Tensor) -> Sequence[torch.Tensor]:
         product = (gradient * self.parameter.detach()).view(self._packed.shape)
         return product.sum(1), product.sum(0)
 
     def show(self) -> None:
-        rows, columns = (factor - shown for factor, shown in zip(self.factors, self._shown, strict=True))
-        weight = self.parameter.data.view(self._packed.shape)
-        weight.mul_(rows.exp()[:, None]).mul_(columns.exp())
-        self._shown = [factor.clone() for factor in self.factors]
+        rows, columns = (factor.exp() for factor in self.factors)
+        # Anew from the codes: steps are smaller than what a bfloat16 parameter tells apart.
+        weight = unpack_tensor(self._packed).to(rows) * rows[:, None] * columns
+        self.parameter.data.copy_(weight.view(self.parameter.shape))
 
     def tuned(self) -> PackedTensor:
         """With the new scales, as bfloat16 holds them."""

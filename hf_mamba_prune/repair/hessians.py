@@ -22,7 +22,8 @@ class HessianSum:
 
     def add(self, inputs: torch.Tensor, weights: torch.Tensor | None) -> None:
         """See inputs (tokens, in), and weights of the tokens (groups, tokens); None: one group, and all weigh 1."""
-        self._waiting.append((inputs.float(), weights))
+        # A copy, as the block goes on with its memory.
+        self._waiting.append((inputs.to(torch.float32, copy=True), weights))
         if sum(len(waiting) for waiting, _ in self._waiting) >= _TOKENS:
             self._multiply()
 

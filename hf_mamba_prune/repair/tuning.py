@@ -8,8 +8,8 @@ no text beyond them is read, and masks and codes stay as they are.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import ClassVar
 
 import torch
@@ -162,6 +162,37 @@ def tune(
     Raises:
         RuntimeError: the divergence is not finite.
     """
+    generator = torch.Generator().manual_seed(name_seed("tune", seed))
+    order = torch.cat([torch.randperm(len(sequences), generator=generator) for _ in range(passes)])
+    samples, length = sequences.shape
+    batches = order[: tuned_sequences(model.num_parameters(), samples, length, passes)].split(_BATCH)
+    groups = [{"params": one.factors, "lr": one.rate} for one in moved]
+    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / _WARM_UP) * (1 - step / len(batches))
+    )
+    with _learning(model, dense, moved):
+        for batch in track(batches, "tune", "step"):
+            for row in batch.tolist():
+                loss = _divergence(model, dense, sequences[row : row + 1].to(model.device), bf16)
+                if not torch.isfinite(loss):
+                    raise RuntimeError("the divergence from the dense model is not finite.")
+                (loss / len(batch)).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=False)
+            schedule.step()
+            for one in moved:
+                one.show()
+
+
+def tuned_sequences(weights: int, samples: int, length: int, passes: int) -> int:
+    """How many sequences a model of so many weights learns from, those that come twice counted twice."""
+    return min(passes * samples, max(_BATCH, int(_WORK / (weights * length))))
+
+
+@contextmanager
+def _learning(model: PreTrainedModel, dense: PreTrainedModel, moved: Sequence[Moved]) -> Iterator[None]:
+    """Gradients go to what is moved and nowhere else."""
     own = {id(one.parameter) for one in moved}
     with ExitStack() as stack:
         for parameter in model.parameters():
@@ -171,44 +202,7 @@ def tune(
             stack.callback(one.watch())
         stack.enter_context(evaluation_mode(model))
         stack.enter_context(evaluation_mode(dense))
-        _train(model, dense, moved, sequences, passes=passes, seed=seed, bf16=bf16)
-
-
-def tuned_sequences(weights: int, samples: int, length: int, passes: int) -> int:
-    """How many sequences a model of so many weights learns from, those that come twice counted twice."""
-    return min(passes * samples, max(_BATCH, int(_WORK / (weights * length))))
-
-
-def _train(
-    model: PreTrainedModel,
-    dense: PreTrainedModel,
-    moved: Sequence[Moved],
-    sequences: torch.Tensor,
-    *,
-    passes: int,
-    seed: int,
-    bf16: bool,
-) -> None:
-    generator = torch.Generator().manual_seed(name_seed("tune", seed))
-    order = torch.cat([torch.randperm(len(sequences), generator=generator) for _ in range(passes)])
-    samples, length = sequences.shape
-    batches = order[: tuned_sequences(model.num_parameters(), samples, length, passes)].split(_BATCH)
-    groups = [{"params": own.factors, "lr": own.rate} for own in moved]
-    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / _WARM_UP) * (1 - step / len(batches))
-    )
-    for batch in track(batches, "tune", "step"):
-        for row in batch.tolist():
-            loss = _divergence(model, dense, sequences[row : row + 1].to(model.device), bf16)
-            if not torch.isfinite(loss):
-                raise RuntimeError("the divergence from the dense model is not finite.")
-            (loss / len(batch)).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=False)
-        schedule.step()
-        for own in moved:
-            own.show()
+        yield
 
 
 def _divergence(model: PreTrainedModel, dense: PreTrainedModel, ids: torch.Tensor, bf16: bool) -> torch.Tensor:

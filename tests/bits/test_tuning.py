@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ from torch.nn import functional as F
 from hf_mamba_prune import PruningConfig
 from hf_mamba_prune.bits import model as rounding
 from hf_mamba_prune.bits.model import round_model
-from hf_mamba_prune.bits.tuning import tune_scales
+from hf_mamba_prune.bits.tuning import _Scaled, tune_scales
 from hf_mamba_prune.models.targets import find_targets
 from hf_mamba_prune.packed.grids import grids_of, put_on_grids
+from hf_mamba_prune.packed.tensors import unpack_tensor
 
 
 @pytest.fixture
@@ -55,6 +57,19 @@ def test_the_divergence_falls_and_codes_stay(sequences, monkeypatch):
     assert not torch.equal(skip, dense.get_parameter("backbone.layers.0.mixer.D"))
     assert torch.equal(skip, skip.bfloat16().float())  # as it will be saved
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+def test_many_small_steps_add_up_whatever_the_parameter_can_tell_apart(sequences, monkeypatch, dtype):
+    model, _, grids = untuned(sequences[:4], monkeypatch, bits=3.5)
+    name, grid = next(iter(grids.items()))
+    weight = model.to(dtype).get_parameter(name)
+    before, moved = weight.detach().float().clone(), _Scaled(weight, grid)
+    for _ in range(100):
+        moved.factors[0].add_(0.002)
+        moved.show()
+    torch.testing.assert_close(weight.float(), before * math.exp(0.2), rtol=0.02, atol=0)
+    torch.testing.assert_close(unpack_tensor(moved.tuned()).float(), weight.float(), rtol=0.02, atol=0)
 
 
 def test_masks_stay(sequences, monkeypatch):
