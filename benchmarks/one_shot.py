@@ -1,12 +1,13 @@
-"""One-shot quality: what each method keeps of a real model's perplexity, without any training.
+"""One-shot quality: what each method keeps of a real model's perplexity with nothing but a calibration text.
 
     python benchmarks/one_shot.py [--sparsity 0.5 0.7 2:4] [--seeds 3] [--rows ours wanda ...] [--windows N]
         [--c4] [--second]
 
 Calibrated on 128 x 512 tokens of real text, measured on WikiText-103's raw test text as `hf-mamba-prune evaluate`
-does, every row on all projections (in, x, dt, out) with the same true sparsity. "magnitude, global" is what
-`torch.nn.utils.prune.global_unstructured` chooses. The data folder is that of the environment variable
-HF_MAMBA_PRUNE_DATA (default ../shared/data), the model stands beside it in ../models. Prints a markdown table.
+does, every row on all projections (in, x, dt, out) with the same true sparsity; what is tuned is tuned on the
+calibration's sequences alone. "magnitude, global" is what `torch.nn.utils.prune.global_unstructured` chooses. The data
+folder is that of the environment variable HF_MAMBA_PRUNE_DATA (default ../shared/data), the model stands beside it in
+../models. Prints a markdown table.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ ROWS: dict[str, tuple[str, dict]] = {
     "l1": ("magnitude, global (torch.nn.utils.prune)", dict(score="magnitude", ceiling=1.0, **MASK_ONLY)),
     "wanda-row": ("Wanda, per row", dict(score="wanda", allocation="per-row", **MASK_ONLY)),
     "wanda": ("Wanda, uniform", dict(score="wanda", allocation="uniform", **MASK_ONLY)),
-    "wanda-ls": ("Wanda, uniform + least squares", dict(score="wanda", allocation="uniform", steps=1)),
+    "wanda-ls": ("Wanda, uniform + least squares, tuned", dict(score="wanda", allocation="uniform", steps=1)),
     "paper": ("gradient-magnitude, global (2505.08299)", dict(score="gradient-magnitude", **MASK_ONLY)),
     "fisher": ("fisher, global", dict(**MASK_ONLY)),
-    "fisher-ls": ("fisher, global + least squares, 1 step", dict(steps=1)),
+    "fisher-ls": ("fisher, global + least squares, 1 step, tuned", dict(steps=1)),
     "ours": ("hf-mamba-prune, as it is by default", dict()),
 }
 
