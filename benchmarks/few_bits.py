@@ -1,13 +1,14 @@
 """Quality within a budget of bits, one-shot, for each size and calibration seed.
 
     python benchmarks/few_bits.py MODEL --out benchmarks/results/few_bits.jsonl [--bits 4.25 3.25 2.5 2.1 1.5]
-        [--seeds 3] [--windows N] [--window 1024] [--c4] [--values int2 --sparsity 0.5]
+        [--seeds 0 1 2] [--windows N] [--window 1024] [--c4] [--no-zeros | --values 2 --sparsity 0.5]
     python benchmarks/few_bits.py --table benchmarks/results/few_bits.jsonl
 
 Calibrated on 128 x 512 tokens of the text, measured on the first windows of WikiText-103's raw test text (all of it
 without --windows), the dense model beside it; projections, embeddings and head rounded, as the packed file holds them.
-With --values the kept weights of a sparse model are rounded instead, for the comparison of zeros and bits. Rows that
-are there are not measured again. The data folder is that of HF_MAMBA_PRUNE_DATA (default ../shared/data).
+With --no-zeros no weight may have a mask; with --values the kept weights of a sparse model are rounded instead: both
+for the comparison of zeros and bits. Rows that are there are not measured again. The data folder is that of
+HF_MAMBA_PRUNE_DATA (default ../shared/data).
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ import json
 import os
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from hf_mamba_prune import Evaluation, PruningConfig, load_model, prune, read_text, use_native
-from hf_mamba_prune.bits.model import measure_rows, round_model
+from hf_mamba_prune.bits.model import Measured, measure_rows, round_model
 from hf_mamba_prune.models.targets import find_targets
 from hf_mamba_prune.texts.sequences import sample_sequences
 
@@ -40,6 +42,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=None)
     parser.add_argument("--window", type=int, default=2048)
     parser.add_argument("--c4", action="store_true", help="measure on C4 too")
+    parser.add_argument("--no-zeros", action="store_true", help="codes of every weight, and no masks")
     parser.add_argument("--values", type=int, default=None, help="bits of the kept weights of a sparse model")
     parser.add_argument("--sparsity", type=float, default=0.5)
     arguments = parser.parse_args()
@@ -73,6 +76,7 @@ def measure(arguments: argparse.Namespace) -> None:
             for size in arguments.bits if arguments.values is None else [None]:
                 asked = {"bits": size} if size else {"sparsity": arguments.sparsity, "code_bits": arguments.values}
                 key = {"model": name, "seed": seed, "window": arguments.window, "windows": arguments.windows} | asked
+                key |= {"masks": not arguments.no_zeros}
                 if any(key.items() <= row.items() and len(row["x"]) >= len(names) for row in rows_of(arguments.out)):
                     continue
                 started = time.perf_counter()
@@ -84,15 +88,22 @@ def measure(arguments: argparse.Namespace) -> None:
                     shape = config.calibration_samples, config.calibration_length
                     sequences = sample_sequences(calibration, tokenizer, *shape, seed)
                     measured = measured or measure_rows(model, targets, sequences, config)
+                    if arguments.no_zeros:
+                        measured = without_masks(measured)
                     facts = round_model(model, targets, sequences, config, torch.float32, measured=measured)
                 seconds = time.perf_counter() - started
                 found = evaluation.run(model, tokenizer)
                 ratios = {own.text: own.perplexity / was.perplexity for own, was in zip(found, base, strict=True)}
                 row = key | {"got": facts.bits, "head": facts.embedding_bits, "x": ratios, "seconds": seconds}
+                row |= {"zeros": {own.name: own.zeros for own in facts.components}}
                 row |= {"expected": facts.expected_rise, "dense": {was.text: was.perplexity for was in base}}
                 with arguments.out.open("a") as file:
                     file.write(json.dumps(row) + "\n")
                 print(row, flush=True)
+
+
+def without_masks(measured: Measured) -> Measured:
+    return replace(measured, curves={name: replace(own, masks=None) for name, own in measured.curves.items()})
 
 
 def table(rows: list[dict]) -> str:
@@ -101,6 +112,7 @@ def table(rows: list[dict]) -> str:
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
         asked = f"{row['bits']} bits" if "bits" in row else f"{row['sparsity']:.0%} zeros, int{row['code_bits']}"
+        asked += "" if row.get("masks", False) or "bits" not in row else ", no zeros"
         what = f"{row['windows'] or 'all'} x {row['window']}"
         for text in row["x"]:
             groups.setdefault((row["model"], asked, f"{text}, {what}"), []).append(row | {"one": row["x"][text]})

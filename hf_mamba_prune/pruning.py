@@ -180,10 +180,10 @@ class ReadyToPrune:
         budget, repairs = done or (None, ())
         if repaired and dense is not None:
             self._tune(dense, dtype, meter)
-        rounding = None if gradual else self._rounded(dtype, meter)
+        rounding = None if gradual else self._rounded(dense, dtype, meter)
         trained, in_training = self._train(dense, meter)
         round_to(model, dtype)
-        rounding = self._rounded(dtype, meter) if gradual else rounding
+        rounding = self._rounded(dense, dtype, meter) if gradual else rounding
         sparsity = _counted(zeros, model, self.config, budget or in_training)
         with meter.step("evaluate"):
             after, tasks_after = self._measured()
@@ -264,13 +264,13 @@ class ReadyToPrune:
             bf16 = in_bfloat16(self.config.calibration_bf16, self.model.device)
             tune_kept(self.model, dense, names, sequences, dtype=dtype, seed=self.config.seed, bf16=bf16)
 
-    def _rounded(self, dtype: torch.dtype, meter: CostMeter) -> RoundingFacts | None:
+    def _rounded(self, dense: PreTrainedModel | None, dtype: torch.dtype, meter: CostMeter) -> RoundingFacts | None:
         if not self.config.rounds:
             return None
         sequences = cast(torch.Tensor, self.sequences)  # rounding always reads them
         with meter.step("round"):
             bf16 = in_bfloat16(self.config.calibration_bf16, self.model.device)
-            return round_model(self.model, self.targets, sequences, self.config, dtype, bf16=bf16)
+            return round_model(self.model, self.targets, sequences, self.config, dtype, bf16=bf16, dense=dense)
 
     def _train(self, dense: PreTrainedModel | None, meter: CostMeter) -> tuple[RecoveryFacts | None, Budget | None]:
         """Recover, and prune while doing so where that is asked for: what came of it, and the last budget then."""

@@ -13,13 +13,13 @@ from transformers import PreTrainedModel
 from hf_mamba_prune.bits.outer import OuterWeights, least_bytes, outer_weights
 from hf_mamba_prune.bits.sensitivity import Sensitivity, measure_sensitivity
 from hf_mamba_prune.bits.tuning import tune_scales
-from hf_mamba_prune.bits.widths import RowCurves, choose_widths, row_curves
+from hf_mamba_prune.bits.widths import Purse, RowCurves, Widths, kept_prices, row_curves
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.models.blocks import MemoryBlocks
 from hf_mamba_prune.models.targets import Target
 from hf_mamba_prune.native.codes import WIDTHS
 from hf_mamba_prune.packed.grids import coded_tensor, put_on_grids
-from hf_mamba_prune.packed.tensors import PackedTensor
+from hf_mamba_prune.packed.tensors import PackedTensor, count_bits
 from hf_mamba_prune.repair.blocks import walk
 from hf_mamba_prune.repair.levels import level_table
 from hf_mamba_prune.repair.rounding import Rounded, round_weight
@@ -46,9 +46,15 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """Widths of the projections, and how embeddings and head are held."""
+    """How the projections are held, a purse or codes of one width, and how embeddings and head are.
 
-    widths: Mapping[str, torch.Tensor]
+    Args:
+        purse: None: all have `code_bits`.
+        outer: embeddings and head.
+        expected: rise of the loss, nats per token; None where it was not measured.
+    """
+
+    purse: Purse | None
     outer: OuterWeights
     expected: float | None
 
@@ -121,6 +127,7 @@ def round_model(
     dtype: torch.dtype,
     bf16: bool = False,
     measured: Measured | None = None,
+    dense: PreTrainedModel | None = None,
 ) -> RoundingFacts:
     """Round a model in place: to a budget, or its kept weights to one width.
 
@@ -132,6 +139,7 @@ def round_model(
         dtype: that the weights are saved in.
         bf16: run the model's products in bfloat16.
         measured: of this model and these sequences, where it is at hand.
+        dense: what the rounded model is to predict like; None: like this one.
 
     Returns:
         What came of it; the grids stay with the model for packing.
@@ -144,20 +152,23 @@ def round_model(
     measured = measured or measure_rows(model, targets, sequences, config, bf16)
     keep = _masks(model, inner) if config.code_bits is not None else {}
     plan = _plan(model, inner, measured.curves, sequences, config=config, dtype=dtype)
-    dense = copy.deepcopy(model)
+    dense = dense or copy.deepcopy(model)
     seen = {name: own.tokens for name, own in measured.sensitivity.items()}
     tokens = {name: _weights_of_tokens(own) for name, own in seen.items() if own is not None}
     anything = random_sequences(model, sequences, config.seed)
     tokens = {name: F.pad(own, (0, 0, 0, len(anything)), value=1.0) for name, own in tokens.items()}
     packed: dict[str, PackedTensor] = {}
-    table = level_table()
+    bare = {target.name: _overhead(target) for target in inner}
 
     def visit(target: Target, weight: torch.Tensor, hessian: torch.Tensor | None) -> None:
         assert hessian is not None
-        own, bits = keep.get(target.name), plan.widths[target.name]
-        rounded = round_weight(weight, hessian, bits, config.damping, own)
+        name, own = target.name, _widths(target, plan, config)
+        prices = _prices(own, measured.sensitivity[name])
+        rounded = round_weight(weight, hessian, own.bits, config.damping, keep=keep.get(name), prices=prices)
         weight.copy_(rounded.weight)
-        packed[target.name] = _packed(rounded, bits, table, dtype, own)
+        packed[name] = _packed(rounded, own.bits, dtype)
+        if plan.purse is not None:
+            plan.purse.spend(name, 8 * packed[name].bytes - bare[name])
 
     sequences = torch.cat([sequences, anything])
     walk(MemoryBlocks(model), inner, sequences, visit, bf16=bf16, tokens=tokens)
@@ -182,17 +193,28 @@ def _weights_of_tokens(tokens: torch.Tensor) -> torch.Tensor:
     return weights / weights.mean((1, 2), keepdim=True).clamp_min(1e-30)
 
 
-def _packed(
-    rounded: Rounded, bits: torch.Tensor, table: torch.Tensor, dtype: torch.dtype, keep: torch.Tensor | None
-) -> PackedTensor:
+def _widths(target: Target, plan: _Plan, config: PruningConfig) -> Widths:
+    if plan.purse is not None:
+        return plan.purse.widths(target.name)
+    assert config.code_bits is not None
+    return Widths(bits=torch.full((target.shape[0],), config.code_bits, dtype=torch.uint8))
+
+
+def _prices(widths: Widths, sensitivity: Sensitivity) -> torch.Tensor | None:
+    if widths.price is None:
+        return None
+    return kept_prices(torch.tensor([widths.price]), int(widths.bits[0]), sensitivity.rows)[0]
+
+
+def _packed(rounded: Rounded, bits: torch.Tensor, dtype: torch.dtype) -> PackedTensor:
     return coded_tensor(
         rounded.codes,
         bits,
-        table,
+        level_table(masked=rounded.keep is not None),
         scales=rounded.scales,
         column_scales=rounded.column_scales,
         dtype=dtype,
-        keep=keep,
+        keep=rounded.keep,
     )
 
 
@@ -205,13 +227,12 @@ def _plan(
     config: PruningConfig,
     dtype: torch.dtype,
 ) -> _Plan:
-    held = sum(_overhead(target) for target in targets)
     if config.code_bits is not None:
-        widths = {t.name: torch.full((t.shape[0],), config.code_bits, dtype=torch.uint8) for t in targets}
-        return _Plan(widths=widths, outer=outer_weights(model, dtype, sequences), expected=None)
+        return _Plan(purse=None, outer=outer_weights(model, dtype, sequences), expected=None)
+    held = sum(_overhead(target) for target in targets)
     if config.bits is not None:
-        widths = choose_widths(curves, int(config.bits * sum(target.size for target in targets)) - held)
-        return _Plan(widths=widths, outer=outer_weights(model, dtype, sequences), expected=_expected(curves, widths))
+        purse = Purse(curves, int(config.bits * sum(target.size for target in targets)) - held)
+        return _Plan(purse=purse, outer=outer_weights(model, dtype, sequences), expected=purse.expected)
     return _within_size(model, curves, held, sequences, config=config, dtype=dtype)
 
 
@@ -230,12 +251,12 @@ def _within_size(
     fault: ValueError | None = None
     for outer in OuterWeights.choices(model, dtype, sequences):
         try:
-            widths = choose_widths(curves, 8 * (config.size - outer.file_bytes) - held)
+            purse = Purse(curves, 8 * (config.size - outer.file_bytes) - held)
         except ValueError as error:
             fault = error
             continue
-        rise = outer.rise + _expected(curves, widths)
-        plans.append((rise, _Plan(widths=widths, outer=outer, expected=rise)))
+        rise = outer.rise + purse.expected
+        plans.append((rise, _Plan(purse=purse, outer=outer, expected=rise)))
     if not plans:
         raise ValueError(f"a file of {config.size:,} bytes does not hold this model: {fault}") from fault
     return min(plans, key=lambda pair: pair[0])[1]
@@ -255,20 +276,17 @@ def _overhead(target: Target) -> int:
     return 8 * bare.bytes
 
 
-def _expected(curves: Mapping[str, RowCurves], widths: Mapping[str, torch.Tensor]) -> float:
-    """Nats per token."""
-    return sum(float(own.losses.gather(1, widths[name].long()[:, None]).sum()) for name, own in curves.items())
-
-
 def _facts(targets: Sequence[Target], packed: Mapping[str, PackedTensor], plan: _Plan) -> RoundingFacts:
     components: dict[str, WidthFacts] = {}
     for target in targets:
         before = components.get(target.component, WidthFacts(name=target.component, weights=0, bits=0.0, rows=()))
-        counts = torch.bincount(plan.widths[target.name].long(), minlength=len(WIDTHS)).tolist()
+        own = packed[target.name]
+        counts = torch.bincount(own.widths().long(), minlength=len(WIDTHS)).tolist()
         components[target.component] = replace(
             before,
             weights=before.weights + target.size,
-            bits=before.bits + 8 * packed[target.name].bytes,
+            bits=before.bits + 8 * own.bytes,
+            zeros=before.zeros + (0 if own.mask is None else target.size - count_bits(own.mask)),
             rows=tuple(map(sum, zip(counts, before.rows or [0] * len(WIDTHS), strict=True))),
         )
     bits = sum(own.bits for own in components.values())
@@ -277,5 +295,7 @@ def _facts(targets: Sequence[Target], packed: Mapping[str, PackedTensor], plan: 
         bits=bits / weights,
         embedding_bits=plan.outer.bits,
         expected_rise=plan.expected,
-        components=tuple(replace(own, bits=own.bits / own.weights) for own in components.values()),
+        components=tuple(
+            replace(own, bits=own.bits / own.weights, zeros=own.zeros / own.weights) for own in components.values()
+        ),
     )

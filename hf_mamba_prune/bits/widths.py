@@ -1,21 +1,57 @@
-"""Widths of codes within a budget: each row gets the bits that are worth most there.
+"""Widths of codes and zeros within a budget: bits go where they are worth most.
 
 What rounding a row to some bits costs is what its output loses, as error feedback leaves it, times what a squared
-error of the output costs (`bits.sensitivity`). These curves are near to convex, so that one price for all bits of the
-model finds the least sum.
+error of the output costs (`bits.sensitivity`). A weight is either held whole, each row in a width of its own, or has a
+mask, a bit a weight, and codes of one width where it is not zero: which of its values are worth theirs is a question
+of the price, too. These curves are near to convex, so that one price for all bits of the model finds the least sum.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from hf_mamba_prune.native.codes import WIDTHS, bytes_of_rows
-from hf_mamba_prune.repair.rounding import nearest_errors
+from hf_mamba_prune.native.codes import WIDTHS, bytes_of_rows, plane_bytes
+from hf_mamba_prune.repair.rounding import kept_errors, nearest_errors
 
 _GONE = 4.0
+"""A row that is gone costs so many times what its curve says, as others no longer make up for it."""
+_KEPT_WIDTHS = (1, 2, 3)
+_PRICES = torch.logspace(-5.5, 2.5, 9, base=2, dtype=torch.float64)
+"""Where curves of masks are measured: of the price at which a second bit is worth it for the whole weight."""
+_SAMPLE = 64
+"""Rows that they are measured on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskCurves:
+    """What one weight costs with zeros, by the width of the others' codes and by the price of a bit.
+
+    Args:
+        prices: float64 (n,), rising, in nats per bit.
+        losses: float64 (widths, n), expected rise of the loss in nats per token.
+        sizes: float64 (widths, n), bits of mask and codes, less those of rows' widths, which are not held then.
+    """
+
+    prices: torch.Tensor
+    losses: torch.Tensor
+    sizes: torch.Tensor
+
+    def at(self, price: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses and sizes of the widths, between those measured; no loss is finite below the lowest price."""
+        place = int(torch.searchsorted(self.prices, price)) - 1
+        if place < 0:
+            return torch.full_like(self.losses[:, 0], torch.inf), self.sizes[:, 0]
+        if place + 1 == len(self.prices):
+            return self.losses[:, -1], self.sizes[:, -1]
+        low, high = self.prices[place], self.prices[place + 1]
+        share = float((price / low).log() / (high / low).log())
+        return (
+            torch.lerp(self.losses[:, place], self.losses[:, place + 1], share),
+            torch.lerp(self.sizes[:, place], self.sizes[:, place + 1], share),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +61,29 @@ class RowCurves:
     Args:
         losses: float64 (out, widths), expected rise of the loss in nats per token.
         sizes: int64 (widths,), bits of a row's codes.
+        masks: of the whole weight with zeros; None: it is to have none.
     """
 
     losses: torch.Tensor
     sizes: torch.Tensor
+    masks: MaskCurves | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Widths:
+    """How one weight is to be held.
+
+    Args:
+        bits: uint8 (out,), width of each row's codes; one for all where zeros are chosen.
+        price: of a bit in nats, which tells what is zero; None: nothing is.
+        loss: what that is expected to cost, in nats per token.
+        size: bits of codes and masks, exact without zeros.
+    """
+
+    bits: torch.Tensor
+    price: float | None = None
+    loss: float = 0.0
+    size: float = 0.0
 
 
 def row_curves(weight: torch.Tensor, hessian: torch.Tensor, rows: torch.Tensor, damping: float = 0.01) -> RowCurves:
@@ -42,45 +97,137 @@ def row_curves(weight: torch.Tensor, hessian: torch.Tensor, rows: torch.Tensor, 
     """
     losses = nearest_errors(weight, hessian, damping) * rows.double()[:, None] / 2
     sizes = torch.stack([8 * bytes_of_rows(weight.shape[1], torch.tensor([bits])) for bits in WIDTHS])[:, 0]
-    return RowCurves(losses=losses, sizes=sizes)
+    second = float((losses[:, 1] - losses[:, 2]).sum() / (sizes[2] - sizes[1]) / len(losses))
+    masks = _mask_curves(weight, hessian, rows, second * _PRICES, damping) if second > 0 else None
+    return RowCurves(losses=losses, sizes=sizes, masks=masks)
 
 
-def choose_widths(curves: Mapping[str, RowCurves], bits: int) -> dict[str, torch.Tensor]:
-    """The width of each row, whose codes take at most `bits` in all and as many as that allows.
+def _mask_curves(
+    weight: torch.Tensor, hessian: torch.Tensor, rows: torch.Tensor, prices: torch.Tensor, damping: float
+) -> MaskCurves:
+    some = torch.linspace(0, len(weight) - 1, min(_SAMPLE, len(weight))).long()
+    share, own = len(weight) / len(some), rows[some].double()
+    losses, sizes = [], []
+    for width in _KEPT_WIDTHS:
+        errors, kept = kept_errors(weight[some], hessian, width, kept_prices(prices, width, own), damping)
+        losses.append(share * (errors * own / 2).sum(1))
+        sizes.append(8 * len(weight) * (plane_bytes(weight.shape[1]) - 1) + width * share * kept.sum(1))
+    return MaskCurves(prices=prices, losses=torch.stack(losses), sizes=torch.stack(sizes))
+
+
+def kept_prices(prices: torch.Tensor, width: int, rows: torch.Tensor) -> torch.Tensor:
+    """What a kept weight of each row costs, as `round_weight` takes it: (n, out).
+
+    Args:
+        prices: (n,), of a bit, in nats.
+        width: bits of a kept weight.
+        rows: (out,), `Sensitivity.rows`.
+    """
+    return 2 * width * prices[:, None] / rows.double().clamp_min(1e-30)
+
+
+def choose_widths(curves: Mapping[str, RowCurves], bits: int) -> dict[str, Widths]:
+    """How each weight is held, so that codes and masks take at most `bits` in all and as many as that allows.
 
     Args:
         curves: of all weights that share the budget, by name.
-        bits: of all their codes.
+        bits: of all their codes and masks.
 
     Returns:
-        By name, uint8 (out,).
+        By name.
 
     Raises:
         ValueError: fewer bits than none.
     """
     if bits < 0:
         raise ValueError(f"scales and tables alone take more than the budget: {-bits:,} bits are missing.")
-    losses = torch.cat([own.losses for own in curves.values()])
-    # A row that is gone costs more than its curve says, as others no longer make up for it.
-    losses = torch.cat([_GONE * losses[:, :1], losses[:, 1:]], 1)
-    sizes = torch.cat([own.sizes.expand(len(own.losses), -1) for own in curves.values()])
-    low, high = 1e-40, float(losses.max()) + 1.0  # prices of a bit, in nats
+    market = _Market(curves)
+    low, high = 1e-40, market.highest + 1.0  # prices of a bit, in nats
     while high / low > 1 + 1e-9:
         price = (low * high) ** 0.5
-        choice = (losses + price * sizes).argmin(1)
-        if int(sizes.gather(1, choice[:, None]).sum()) > bits:
+        if market.at(price).size > bits:
             low = price
         else:
             high = price
-    choice = (losses + high * sizes).argmin(1)
-    _spend_rest(losses, sizes, choice, bits)
-    chosen = torch.tensor(WIDTHS, dtype=torch.uint8)[choice].split([len(own.losses) for own in curves.values()])
-    return dict(zip(curves, chosen, strict=True))
+    return market.widths(high, bits)
 
 
-def _spend_rest(losses: torch.Tensor, sizes: torch.Tensor, choice: torch.Tensor, bits: int) -> None:
-    """One width more for the rows that gain most by a bit, while there are bits; `choice` is written to."""
-    left = bits - int(sizes.gather(1, choice[:, None]).sum())
+@dataclass(frozen=True)
+class _Answer:
+    """The best at a price: a width for each row, and by weight the place of the masked one's width; -1: no mask."""
+
+    rows: torch.Tensor
+    masks: list[int]
+    size: float
+
+
+class _Market:
+    """All weights that share a budget, asked what they would take at a price."""
+
+    def __init__(self, curves: Mapping[str, RowCurves]) -> None:
+        self._curves = curves
+        self._counts = [len(own.losses) for own in curves.values()]
+        self._owners = torch.arange(len(curves)).repeat_interleave(torch.tensor(self._counts))
+        self._losses = torch.cat([own.losses for own in curves.values()])
+        self._sizes = torch.cat([own.sizes.expand(len(own.losses), -1) for own in curves.values()])
+        self._worth = torch.cat([_GONE * self._losses[:, :1], self._losses[:, 1:]], 1)
+        self.highest = float(self._worth.max())
+
+    def at(self, price: float) -> _Answer:
+        """What each takes, all together."""
+        costs = self._worth + price * self._sizes
+        rows = costs.argmin(1)
+        whole = self._by_weight(costs.gather(1, rows[:, None])[:, 0])
+        sizes = self._by_weight(self._sizes.gather(1, rows[:, None])[:, 0].double())
+        masks = [-1] * len(self._curves)
+        for place, own in enumerate(self._curves.values()):
+            if own.masks is not None:
+                losses, bits = own.masks.at(price)
+                cost, best = (losses + price * bits).min(0)
+                if cost < whole[place]:
+                    masks[place], sizes[place] = int(best), bits[best]
+        return _Answer(rows, masks, float(sizes.sum()))
+
+    def _by_weight(self, rows: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(self._curves), dtype=rows.dtype).index_add_(0, self._owners, rows)
+
+    def widths(self, price: float, bits: int) -> dict[str, Widths]:
+        """At a price, and what is left of the bits spent on rows without masks."""
+        answer = self.at(price)
+        whole = torch.tensor(answer.masks)[self._owners] < 0
+        _spend_rest(self._worth[whole], self._sizes[whole], answer.rows, whole, bits - answer.size)
+        found = {}
+        for (name, own), rows, mask in zip(
+            self._curves.items(), answer.rows.split(self._counts), answer.masks, strict=True
+        ):
+            widths = torch.tensor(WIDTHS, dtype=torch.uint8)[rows]
+            if mask < 0:
+                loss = float(own.losses.gather(1, rows[:, None]).sum())
+                found[name] = Widths(bits=widths, loss=loss, size=int(own.sizes[rows].sum()))
+            else:
+                assert own.masks is not None  # it was chosen
+                losses, sizes = own.masks.at(price)
+                found[name] = Widths(
+                    bits=torch.full_like(widths, _KEPT_WIDTHS[mask]),
+                    price=price,
+                    loss=float(losses[mask]),
+                    size=float(sizes[mask]),
+                )
+        return found
+
+
+def _spend_rest(
+    losses: torch.Tensor, sizes: torch.Tensor, rows: torch.Tensor, whole: torch.Tensor, left: float
+) -> None:
+    """One width more for the rows that gain most by a bit, while there are bits.
+
+    Args:
+        losses, sizes: (rows that are `whole`, widths).
+        rows: of all rows the width, written to.
+        whole: bool, which of them have no mask.
+        left: bits.
+    """
+    choice = rows[whole]
     wider = (choice + 1).clamp_max(losses.shape[1] - 1)
     gain = losses.gather(1, choice[:, None]) - losses.gather(1, wider[:, None])
     cost = sizes.gather(1, wider[:, None]) - sizes.gather(1, choice[:, None])
@@ -89,3 +236,37 @@ def _spend_rest(losses: torch.Tensor, sizes: torch.Tensor, choice: torch.Tensor,
         if 0 < int(cost[row]) <= left:
             choice[row] += 1
             left -= int(cost[row])
+    rows[whole] = choice
+
+
+class Purse:
+    """The widths of weights one after the other: how many are zero is known when one is rounded, not before.
+
+    The last one has no zeros, so that the sum is met.
+
+    Args:
+        curves: of all, by name, in the order that they are rounded in.
+        bits: of all their codes and masks.
+
+    Raises:
+        ValueError: as `choose_widths`.
+    """
+
+    def __init__(self, curves: Mapping[str, RowCurves], bits: int) -> None:
+        last = list(curves)[-1:]
+        self._curves = {**curves, **{name: replace(curves[name], masks=None) for name in last}}
+        self._left = bits
+        self._widths = choose_widths(self._curves, bits)
+        self.expected = sum(own.loss for own in self._widths.values())
+        """Rise of the loss, in nats per token."""
+
+    def widths(self, name: str) -> Widths:
+        """How the next one is to be held."""
+        return self._widths[name]
+
+    def spend(self, name: str, bits: int) -> None:
+        """It took so many; what is left is for the others."""
+        del self._curves[name]
+        self._left -= bits
+        if self._widths[name].price is not None:
+            self._widths = choose_widths(self._curves, max(0, self._left))

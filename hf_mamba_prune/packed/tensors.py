@@ -62,6 +62,12 @@ class PackedTensor:
             return torch.ones(self.shape, dtype=torch.bool)
         return kept_of(self.mask, self.shape[1])
 
+    def widths(self) -> torch.Tensor:
+        """uint8 (out,), bits of each row's codes, where values are codes."""
+        if self.grid is not None and self.grid.bits is not None:
+            return self.grid.bits
+        return torch.full((self.shape[0],), MASKED_CODES[self.coding], dtype=torch.uint8)
+
     def matrix(self) -> PackedMatrix:
         """What the kernels compute on.
 

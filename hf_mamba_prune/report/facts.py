@@ -121,12 +121,14 @@ class WidthFacts:
         weights: of all its blocks.
         bits: per weight, scales and all.
         rows: how many have codes of 0 bits, of 1, and so on.
+        zeros: share of the weights that masks hold.
     """
 
     name: str
     weights: int
     bits: float
     rows: tuple[int, ...]
+    zeros: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from hf_mamba_prune.packed.grids import coded_tensor, grids_of, put_on_grids
-from hf_mamba_prune.packed.tensors import DTYPES, MASKED_CODES, PackedTensor
+from hf_mamba_prune.packed.tensors import DTYPES, PackedTensor
 from hf_mamba_prune.repair.levels import levels_of_width
 from hf_mamba_prune.training.devices import DIVIDED
 
@@ -37,11 +37,10 @@ class _Latent:
         self.scales = packed.scales.float().to(parameter.device)
         by = packed.grid.column_scales
         self._by = (torch.ones(columns) if by is None else by.float()).to(parameter.device)
-        bits = packed.grid.bits
-        self._bits = torch.full((rows,), MASKED_CODES[packed.coding], dtype=torch.uint8) if bits is None else bits
+        self._bits = packed.widths()
         self._keep = None if packed.mask is None else packed.kept().to(parameter.device)
         self._groups = [
-            (torch.nonzero(self._bits == width)[:, 0], levels_of_width(width).to(parameter.device))
+            (torch.nonzero(self._bits == width)[:, 0], levels_of_width(width, packed.grid.levels).to(parameter.device))
             for width in sorted(set(self._bits.tolist()) - {0})
         ]
         self.weight = parameter.detach().view(packed.shape).clone()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from tiny_models import ARCHITECTURE_CASES, VOCABULARY, build_model, build_token
 from transformers import AutoModelForCausalLM
 
 from hf_mamba_prune import PruningConfig, native
+from hf_mamba_prune.bits import widths
 from hf_mamba_prune.bits.model import round_model
 from hf_mamba_prune.bits.sensitivity import GROUPS, measure_sensitivity
 from hf_mamba_prune.models.targets import find_targets
@@ -70,6 +72,26 @@ def test_a_size_is_met_by_the_file(sequences, tmp_path):
     found = (tmp_path / "packed" / "model.safetensors").stat().st_size
     assert 0.9 * size < found <= 1.01 * size
     assert facts.embedding_bits is None or 4 <= facts.embedding_bits <= 6
+
+
+def test_zeros_that_a_budget_chose_are_packed_under_masks(sequences, tmp_path, monkeypatch):
+    """A model of random weights has little to gain by zeros, so that masks are made to look free."""
+    of_masks = widths._mask_curves
+
+    def cheap(*arguments):
+        found = of_masks(*arguments)
+        return replace(found, losses=found.losses / 10)
+
+    monkeypatch.setattr(widths, "_mask_curves", cheap)
+    model, facts = rounded("mamba", sequences, bits=3.5)
+    codings = {name: grid.coding for name, grid in grids_of(model).items()}
+    under = [name for name, coding in codings.items() if coding.startswith("int")]
+    assert under and "mixed" in codings.values()
+    assert all(not model.get_parameter(name).all() for name in under)
+    assert any(own.zeros > 0 for own in facts.components) and facts.bits <= 3.5
+    write_packed_model(tmp_path / "packed", model, build_tokenizer(), torch.float32, "rounded")
+    unpacked = load_packed(tmp_path / "packed", unpack=True).state_dict()
+    assert all(torch.equal(unpacked[name], weight) for name, weight in model.state_dict().items())
 
 
 def test_a_size_that_holds_no_model_is_refused(sequences):

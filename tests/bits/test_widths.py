@@ -7,9 +7,10 @@ import itertools
 import pytest
 import torch
 
-from hf_mamba_prune.bits.widths import RowCurves, choose_widths, row_curves
-from hf_mamba_prune.native.codes import WIDTHS
+from hf_mamba_prune.bits.widths import MaskCurves, Purse, RowCurves, choose_widths, kept_prices, row_curves
+from hf_mamba_prune.native.codes import WIDTHS, plane_bytes
 from hf_mamba_prune.repair.levels import ERRORS
+from hf_mamba_prune.repair.rounding import round_weight
 
 SIZES = torch.tensor([64 * bits for bits in WIDTHS])
 
@@ -28,13 +29,13 @@ def spent(widths: torch.Tensor) -> int:
 def test_the_budget_is_met_and_never_passed(bits):
     own = curves(*torch.logspace(-3, 0, 200).tolist())
     found = choose_widths({"a": own}, int(bits * 64 * 200))
-    assert 0 <= bits * 64 * 200 - spent(found["a"]) < 64
+    assert 0 <= bits * 64 * 200 - spent(found["a"].bits) < 64
 
 
 def test_the_sum_is_the_least_of_all_that_fit():
     own = curves(1.0, 0.3, 0.05)
     budget = 64 * 6
-    found = choose_widths({"a": own}, budget)["a"]
+    found = choose_widths({"a": own}, budget)["a"].bits
 
     def loss(widths):
         return sum(float(own.losses[row, width]) for row, width in enumerate(widths))
@@ -46,7 +47,7 @@ def test_the_sum_is_the_least_of_all_that_fit():
 
 def test_a_budget_is_shared_by_what_a_bit_is_worth():
     found = choose_widths({"dull": curves(*[0.01] * 8), "keen": curves(*[1.0] * 8)}, 64 * 8 * 5)
-    assert found["keen"].float().mean() > found["dull"].float().mean() + 1
+    assert found["keen"].bits.float().mean() > found["dull"].bits.float().mean() + 1
 
 
 def test_less_than_nothing_is_refused():
@@ -65,3 +66,66 @@ def test_curves_fall_with_the_bits_and_follow_rows_and_inputs():
     assert torch.equal(found.losses[4], torch.zeros(len(WIDTHS), dtype=torch.float64))
     torch.testing.assert_close(row_curves(weight, hessian, 2 * rows).losses, 2 * found.losses)
     assert found.sizes.tolist() == [bits * 128 for bits in WIDTHS]
+
+
+def masked(own: RowCurves, share: float) -> RowCurves:
+    """With zeros, a share of what codes lose at the same size, whatever the price."""
+    prices = torch.logspace(-9, 3, 200, dtype=torch.float64)
+    whole = [choose_widths({"a": own}, int(64 * len(own.losses) * bits))["a"] for bits in (1.5, 2.0, 2.5)]
+    costs = torch.stack([one.loss * share + prices * one.size for one in whole])
+    best = costs.argmin(0)
+    losses = torch.tensor([one.loss * share for one in whole], dtype=torch.float64)[best]
+    sizes = torch.tensor([one.size for one in whole], dtype=torch.float64)[best]
+    return RowCurves(
+        losses=own.losses, sizes=own.sizes, masks=MaskCurves(prices=prices, losses=losses[None], sizes=sizes[None])
+    )
+
+
+def test_zeros_are_chosen_where_they_lose_less_and_nowhere_else():
+    plain = curves(*torch.logspace(-1, 0, 40).tolist())
+    both = {"good": masked(plain, 0.6), "bad": masked(plain, 1.6)}
+    found = choose_widths(both, 64 * 40 * 2 * 2)
+    assert found["good"].price is not None and found["bad"].price is None
+    assert set(found["good"].bits.tolist()) == {1}
+    assert sum(own.size for own in found.values()) <= 64 * 40 * 2 * 2
+    without = choose_widths({"good": plain, "bad": plain}, 64 * 40 * 2 * 2)
+    assert sum(own.loss for own in found.values()) < sum(own.loss for own in without.values())
+
+
+def test_what_zeros_did_not_take_is_spent_on_the_weights_behind():
+    plain = curves(*torch.logspace(-1, 0, 40).tolist())
+    budget = 64 * 40 * 2 * 3
+    purse = Purse({name: masked(plain, 0.6) for name in "abc"}, budget)
+    expected = purse.widths("b").size
+    first = purse.widths("a")
+    assert first.price is not None
+    purse.spend("a", int(first.size) // 2)
+    assert purse.widths("b").size + purse.widths("c").size > expected
+    purse.spend("b", int(purse.widths("b").size))
+    last = purse.widths("c")
+    assert last.price is None  # its size is exact, so that the sum is
+    spare = budget - int(first.size) // 2 - int(expected) - last.size
+    assert 0 <= budget - int(first.size) // 2 - last.size and spare < budget
+
+
+def test_curves_of_masks_tell_sizes_that_rounding_has_and_fall_with_the_price():
+    generator = torch.Generator().manual_seed(0)
+    weight, rows = torch.randn(64, 128, generator=generator), torch.ones(64)
+    inputs = torch.randn(800, 128, generator=generator)
+    hessian = (inputs.T @ inputs / 800).double()
+    masks = row_curves(weight, hessian, rows).masks
+    assert masks is not None
+    assert (masks.sizes.diff(dim=1) <= 0).all() and (masks.losses.diff(dim=1) >= 0).all()
+    low = float(masks.prices[0])
+    assert torch.isinf(masks.at(low / 2)[0]).all() and torch.isfinite(masks.at(2 * low)[0]).all()
+    price = float(masks.prices[4])
+    losses, sizes = masks.at(price)
+    for place, width in enumerate((1, 2, 3)):
+        prices = kept_prices(torch.tensor([price]), width, rows)[0]
+        bits = torch.full((64,), width, dtype=torch.uint8)
+        found = round_weight(weight, hessian[None], bits, prices=prices)
+        assert found.keep is not None
+        size = 8 * 64 * (plane_bytes(128) - 1) + width * int(found.keep.sum())
+        assert size == pytest.approx(float(sizes[place]), rel=0.1)
+        change = (weight - found.weight).double()
+        assert float(((change @ hessian) * change).sum()) / 2 == pytest.approx(float(losses[place]), rel=0.25)

@@ -77,6 +77,38 @@ def test_under_a_mask_only_kept_weights_are_levels_and_make_up_for_the_others():
     assert loss(weight, found.weight, hessian) < 0.7 * loss(weight, alone.weight, hessian)
 
 
+def test_a_price_makes_zeros_of_the_weights_that_are_not_worth_it():
+    weight, hessian = problem(rows=24, columns=130)
+    bits = all_rows(weight, 2)
+    shares = []
+    for price in (1e-6, 0.1, 0.5, 1e9):
+        found = round_weight(weight, hessian, bits, prices=torch.full((24,), price))
+        assert found.keep is not None and torch.equal(found.keep, found.weight != 0)
+        levels = levels_of(found.codes, 2, level_table(masked=True)).float() * found.keep
+        assert torch.equal(found.weight, levels * found.scales.float()[:, None] * found.column_scales.float())
+        shares.append(float(found.keep.float().mean()))
+    # Without a price, too, zero is the nearest level of some.
+    assert 0.6 < shares[0] < 0.8 and shares == sorted(shares, reverse=True) and shares[-1] == 0
+
+
+def test_zeros_chosen_in_rounding_lose_less_than_those_of_a_mask_before_it():
+    weight, hessian = problem(rows=24, columns=130)
+    bits = all_rows(weight, 2)
+    chosen = round_weight(weight, hessian, bits, prices=torch.full((24,), 0.3))
+    assert chosen.keep is not None
+    kept = int(chosen.keep.sum())
+    smallest = weight.abs().flatten().topk(kept).values[-1]
+    before = round_weight(weight, hessian, bits, keep=weight.abs() >= smallest)
+    assert loss(weight, chosen.weight, hessian) < 0.95 * loss(weight, before.weight, hessian)
+
+
+def test_a_price_is_a_rows_own():
+    weight, hessian = problem()
+    prices = torch.tensor([1e-6, 1e9]).repeat(6)
+    keep = round_weight(weight, hessian, all_rows(weight, 2), prices=prices).keep
+    assert keep is not None and keep[::2].float().mean() > 0.6 and not keep[1::2].any()
+
+
 def test_inputs_and_weights_that_are_never_there_do_no_harm():
     weight, hessian = problem()
     weight[2], weight[:, 5] = 0, 0
@@ -95,7 +127,7 @@ def test_inputs_that_are_not_finite_are_refused():
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 6])
 def test_the_errors_of_the_tables_are_those_of_a_normal_variable(bits):
     x = torch.special.ndtri((torch.arange(100_000) + 0.5) / 100_000).float()
-    levels = levels_of_width(bits)
+    levels = levels_of_width(bits, level_table())
     found = []
     for scale in torch.linspace(0.02, 0.7, 300) if bits < 3 else torch.linspace(0.02, 0.3, 300):
         near = levels[torch.bucketize(x / scale, (levels[1:] + levels[:-1]) / 2)] * scale
