@@ -18,13 +18,12 @@ import json
 import os
 import statistics
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from hf_mamba_prune import Evaluation, PruningConfig, load_model, prune, read_text, use_native
-from hf_mamba_prune.bits.model import Measured, measure_rows, round_model
+from hf_mamba_prune.bits.model import measure_rows, round_model
 from hf_mamba_prune.models.targets import find_targets
 from hf_mamba_prune.texts.sequences import sample_sequences
 
@@ -74,9 +73,12 @@ def measure(arguments: argparse.Namespace) -> None:
         for seed in arguments.seeds:
             measured, targets = None, find_targets(model)
             for size in arguments.bits if arguments.values is None else [None]:
-                asked = {"bits": size} if size else {"sparsity": arguments.sparsity, "code_bits": arguments.values}
+                asked = (
+                    {"bits": size, "zeros": not arguments.no_zeros}
+                    if size
+                    else {"sparsity": arguments.sparsity, "code_bits": arguments.values}
+                )
                 key = {"model": name, "seed": seed, "window": arguments.window, "windows": arguments.windows} | asked
-                key |= {"masks": not arguments.no_zeros}
                 if any(key.items() <= row.items() and len(row["x"]) >= len(names) for row in rows_of(arguments.out)):
                     continue
                 started = time.perf_counter()
@@ -88,22 +90,16 @@ def measure(arguments: argparse.Namespace) -> None:
                     shape = config.calibration_samples, config.calibration_length
                     sequences = sample_sequences(calibration, tokenizer, *shape, seed)
                     measured = measured or measure_rows(model, targets, sequences, config)
-                    if arguments.no_zeros:
-                        measured = without_masks(measured)
                     facts = round_model(model, targets, sequences, config, torch.float32, measured=measured)
                 seconds = time.perf_counter() - started
                 found = evaluation.run(model, tokenizer)
                 ratios = {own.text: own.perplexity / was.perplexity for own, was in zip(found, base, strict=True)}
                 row = key | {"got": facts.bits, "head": facts.embedding_bits, "x": ratios, "seconds": seconds}
-                row |= {"zeros": {own.name: own.zeros for own in facts.components}}
+                row |= {"masked": {own.name: own.zeros for own in facts.components}}
                 row |= {"expected": facts.expected_rise, "dense": {was.text: was.perplexity for was in base}}
                 with arguments.out.open("a") as file:
                     file.write(json.dumps(row) + "\n")
                 print(row, flush=True)
-
-
-def without_masks(measured: Measured) -> Measured:
-    return replace(measured, curves={name: replace(own, masks=None) for name, own in measured.curves.items()})
 
 
 def table(rows: list[dict]) -> str:
@@ -112,7 +108,7 @@ def table(rows: list[dict]) -> str:
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
         asked = f"{row['bits']} bits" if "bits" in row else f"{row['sparsity']:.0%} zeros, int{row['code_bits']}"
-        asked += "" if row.get("masks", False) or "bits" not in row else ", no zeros"
+        asked += "" if row.get("zeros", False) or "bits" not in row else ", no zeros"
         what = f"{row['windows'] or 'all'} x {row['window']}"
         for text in row["x"]:
             groups.setdefault((row["model"], asked, f"{text}, {what}"), []).append(row | {"one": row["x"][text]})

@@ -37,10 +37,12 @@ class PruningConfig:
 
     Args:
         sparsity: share of the prunable weights to set to zero, 0 <= sparsity < 1; default: that of `pattern`, or 0.5.
-        bits: per projection weight, codes and scales and all, 0.3 to 6.5: every row of a projection is rounded to the
-            width that serves the whole best, embeddings and head to 6 bits; None: not at all. Without a sparsity
-            nothing is pruned.
+        bits: per projection weight, codes and masks and all, 0.3 to 6.5: each projection is rounded in the way that
+            serves the whole best, its rows to widths of their own or the weights that a mask keeps to one, embeddings
+            and head to 6 bits; None: not at all.
         size: of the packed file in bytes, instead of `bits`.
+        zeros: whether `bits` or `size` may choose masks. Without them a packed model decodes faster (on CPUs up to
+            twice as fast) and loses more at the same size, at 2 bits a fifth more of the divergence.
         code_bits: 1 to 4, width of the codes that the kept weights of a sparse model are rounded to, instead of both.
         pattern: `"unstructured"`, or `"N:M"` (keep N of every M neighbours in a row; sets the sparsity itself).
         score: which weight matters, one of `SCORE_NAMES`.
@@ -84,6 +86,7 @@ class PruningConfig:
     sparsity: float = None  # type: ignore[assignment]
     bits: float | None = None
     size: int | None = None
+    zeros: bool = True
     code_bits: int | None = None
     pattern: str = "unstructured"
     score: str = "fisher"
@@ -215,6 +218,8 @@ class PruningConfig:
                 isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high
             ):
                 raise ValueError(f"{name} is {value!r}; expected {low} to {high:g}.")
+        if not self.zeros and self.bits is None and self.size is None:
+            raise ValueError("zeros is False, which is about what bits or size may choose: give one of them.")
         sparse = self.sparsity or self.component_sparsity or self.pattern != "unstructured"
         if given and given != ["code_bits"] and sparse:
             raise ValueError(

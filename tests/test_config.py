@@ -54,7 +54,7 @@ def test_defaults():
 
 def test_every_field_survives_json_and_a_folder(tmp_path):
     config = PruningConfig(**EVERY_FIELD)
-    assert set(EVERY_FIELD) | {"bits", "size"} == {f.name for f in dataclasses.fields(PruningConfig)}
+    assert set(EVERY_FIELD) | {"bits", "size", "zeros"} == {f.name for f in dataclasses.fields(PruningConfig)}
     assert {name: getattr(config, name) for name in EVERY_FIELD} == EVERY_FIELD
     assert PruningConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     config.save_pretrained(tmp_path / "new" / "folder")
@@ -73,6 +73,8 @@ def test_a_budget_prunes_nothing_by_itself_and_survives_json(budget):
     ("values", "message"),
     [
         ({"bits": 2.5, "size": 100}, "bits and size are two answers"),
+        ({"zeros": False}, "zeros is False, which is about what bits or size may choose"),
+        ({"zeros": False, "code_bits": 2}, "zeros is False"),
         ({"bits": 2.5, "code_bits": 2}, "bits and code_bits are two answers"),
         ({"bits": 0.1}, "bits is 0.1; expected 0.3 to 6.5"),
         ({"bits": 12.0}, "bits is 12.0; expected 0.3 to 6.5"),

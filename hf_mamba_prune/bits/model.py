@@ -112,7 +112,7 @@ def measure_rows(
     def visit(target: Target, weight: torch.Tensor, hessian: torch.Tensor | None) -> None:
         assert hessian is not None  # all of them are linear maps
         rows = sensitivity[target.name].rows
-        curves[target.name] = row_curves(weight, hessian[0], rows, config.damping)
+        curves[target.name] = row_curves(weight, hessian[0], rows, config.damping, config.zeros)
 
     if config.code_bits is None:
         walk(MemoryBlocks(model), inner, sequences[:_CURVE_SEQUENCES], visit, bf16)

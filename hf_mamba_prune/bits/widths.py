@@ -86,7 +86,9 @@ class Widths:
     size: float = 0.0
 
 
-def row_curves(weight: torch.Tensor, hessian: torch.Tensor, rows: torch.Tensor, damping: float = 0.01) -> RowCurves:
+def row_curves(
+    weight: torch.Tensor, hessian: torch.Tensor, rows: torch.Tensor, damping: float = 0.01, zeros: bool = True
+) -> RowCurves:
     """The curves of one weight.
 
     Args:
@@ -94,11 +96,12 @@ def row_curves(weight: torch.Tensor, hessian: torch.Tensor, rows: torch.Tensor, 
         hessian: (in, in), E[x x^T] over tokens.
         rows: (out,), `Sensitivity.rows`.
         damping: as in rounding.
+        zeros: whether there may be any.
     """
     losses = nearest_errors(weight, hessian, damping) * rows.double()[:, None] / 2
     sizes = torch.stack([8 * bytes_of_rows(weight.shape[1], torch.tensor([bits])) for bits in WIDTHS])[:, 0]
     second = float((losses[:, 1] - losses[:, 2]).sum() / (sizes[2] - sizes[1]) / len(losses))
-    masks = _mask_curves(weight, hessian, rows, second * _PRICES, damping) if second > 0 else None
+    masks = _mask_curves(weight, hessian, rows, second * _PRICES, damping) if zeros and second > 0 else None
     return RowCurves(losses=losses, sizes=sizes, masks=masks)
 
 

@@ -71,6 +71,7 @@ class PruningOptions:
     sparsity: o.Sparsity = None
     bits: o.Bits = None
     size: o.Size = None
+    no_zeros: o.NoZeros = False
     recipe: o.Recipe = "quick"
     pattern: o.Pattern = DEFAULT.pattern
     score: o.RecipeScore = None
@@ -107,6 +108,7 @@ class PruningOptions:
             "calibration_samples": data.calibration_samples,
         }
         return PruningConfig(
+            zeros=not self.no_zeros,
             pattern=self.pattern,
             alpha=self.alpha,
             gradient=self.gradient,
@@ -129,10 +131,13 @@ class PruningOptions:
         """
         names = ("score", "allocation", "alpha", "gradient", "ceiling", "schedule", "steps", "no_reconstruct")
         given = [f"--{n.replace('_', '-')}" for n in names if getattr(self, n) != getattr(type(self), n)]
-        if given and not (self.bits is None and self.size is None):
+        budget = not (self.bits is None and self.size is None)
+        if self.no_zeros and not budget:
+            raise ValueError("--no-zeros is about what --bits and --size may choose: give one of them.")
+        if given and budget:
             raise ValueError(
-                f"{', '.join(given)} says how weights become zero, and --bits and --size set none to zero: leave it "
-                "out, or give a --sparsity with --values int1 to int4 instead."
+                f"{', '.join(given)} says how weights become zero, and --bits and --size choose that themselves: "
+                "leave it out, or give a --sparsity with --values int1 to int4 instead."
             )
 
 

@@ -48,6 +48,10 @@ Size = Annotated[
     str | None,
     _option(PRUNING, "--size", help="Size of the packed file instead, such as 60MB: the best model of that size."),
 ]
+NoZeros = Annotated[
+    bool,
+    _option(PRUNING, "--no-zeros", help="Let --bits and --size choose no masks: decodes faster, and loses more."),
+]
 DemoSparsity = Annotated[
     float, _option(PRUNING, "--sparsity", "-s", help="Share of the prunable weights to remove, 0 to below 1.")
 ]

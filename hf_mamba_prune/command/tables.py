@@ -108,11 +108,12 @@ def _component_table(report: PruningReport) -> Table:
 
 
 def _width_table(rounding: RoundingFacts) -> Table:
-    """Bits of each component, and how many of its rows have codes of which width."""
-    table = _table("component", "weights", "bits", *(f"{width}" for width in range(len(rounding.components[0].rows))))
+    """Bits of each component, zeros under masks, and how many of its rows have codes of which width."""
+    widths = (f"{width}" for width in range(len(rounding.components[0].rows)))
+    table = _table("component", "weights", "bits", "zeros", *widths)
     for own in rounding.components:
         rows = (f"{count / sum(own.rows):.0%}" if count else "" for count in own.rows)
-        table.add_row(own.name, f"{own.weights:,}", f"{own.bits:.3f}", *rows)
+        table.add_row(own.name, f"{own.weights:,}", f"{own.bits:.3f}", f"{own.zeros:.0%}", *rows)
     table.add_row("all of them", f"{sum(own.weights for own in rounding.components):,}", f"{rounding.bits:.3f}")
     if rounding.embedding_bits is not None:
         table.add_row("embeddings, head", "", f"{rounding.embedding_bits}")

@@ -191,6 +191,7 @@ def _rounding(facts: RoundingFacts) -> dict[str, object]:
             "name": own.name,
             "weights": f"{own.weights:,}",
             "bits": f"{own.bits:.3f}",
+            "zeros": f"{own.zeros:.1%}",
             "rows": [f"{count / max(1, sum(own.rows)):.1%}" for count in own.rows],
         }
         for own in facts.components

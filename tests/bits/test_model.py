@@ -89,6 +89,8 @@ def test_zeros_that_a_budget_chose_are_packed_under_masks(sequences, tmp_path, m
     assert under and "mixed" in codings.values()
     assert all(not model.get_parameter(name).all() for name in under)
     assert any(own.zeros > 0 for own in facts.components) and facts.bits <= 3.5
+    without, _ = rounded("mamba", sequences, bits=3.5, zeros=False)
+    assert {grid.coding for grid in grids_of(without).values()} == {"mixed"}
     write_packed_model(tmp_path / "packed", model, build_tokenizer(), torch.float32, "rounded")
     unpacked = load_packed(tmp_path / "packed", unpack=True).state_dict()
     assert all(torch.equal(unpacked[name], weight) for name, weight in model.state_dict().items())

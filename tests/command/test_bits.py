@@ -165,6 +165,7 @@ WRONG = {
     "how zeros are chosen": (
         ("--bits", "3", "--steps", "4", "--score", "wanda"), "--score, --steps says how weights become zero",
     ),
+    "zeros of no budget": (("--no-zeros",), "--no-zeros is about what --bits and --size may choose"),
     "pruned in training": (("--bits", "3", "--recipe", "paper"), "leaves nothing to prune in training"),
     "pruned in training to no zeros": (("--sparsity", "0", "--recipe", "paper"), "nothing to prune in training"),
 }  # fmt: skip
