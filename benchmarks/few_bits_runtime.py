@@ -3,8 +3,8 @@
     python benchmarks/few_bits_runtime.py [--shapes 130m 370m] [--bits 2.5] [--llama FOLDER] [--rounds 5]
 
 Random weights in the shapes of mamba-130m and mamba-370m; speed does not depend on the values. Rows of in_proj and
-out_proj have two neighbouring widths so that a projection weight takes `--bits`, scales and all; embeddings and head
-have 6 bits. Two threads; each figure is the best of the rounds, and every round runs each form once in a process of
+out_proj have two neighbouring widths so that a projection weight takes `--bits`, scales and all, or all of them masks
+and codes of 2 bits that come to as much, of which a budget chooses some; embeddings and head have 6 bits. Two threads; each figure is the best of the rounds, and every round runs each form once in a process of
 its own, so that another tenant of the machine slows all of them alike: 512 tokens of a prompt, 64 by `generate`, and
 64 by forwards of one token, which is what llama.cpp's own loop does.
 """
@@ -51,7 +51,22 @@ def coded(rows: int, columns: int, bits: torch.Tensor, seed: int) -> PackedTenso
     )
 
 
-def put_on_bits(model, bits: float) -> float:
+def masked(rows: int, columns: int, bits: float, seed: int) -> PackedTensor:
+    """The same under a mask, with codes of 2 bits and as many zeros as make it `bits` in all."""
+    generator = torch.Generator().manual_seed(seed)
+    keep = torch.rand(rows, columns, generator=generator) < (bits - 1) / 2
+    return coded_tensor(
+        torch.randint(0, 4, (rows, columns), generator=generator).to(torch.uint8) * keep,
+        torch.full((rows,), 2, dtype=torch.uint8),
+        level_table(masked=True),
+        scales=torch.full((rows,), 0.0015).bfloat16(),
+        column_scales=torch.ones(columns).bfloat16(),
+        dtype=torch.bfloat16,
+        keep=keep,
+    )
+
+
+def put_on_bits(model, bits: float, masks: bool = False) -> float:
     """Round all that is packed to random codes; the bits that a projection weight takes then."""
     targets = find_targets(model)
     small = [target for target in targets if target.component not in ("in_proj", "out_proj")]
@@ -63,6 +78,9 @@ def put_on_bits(model, bits: float) -> float:
     mean = left / sum(target.size for target in large)
     for number, target in enumerate(large):
         rows = target.shape[0]
+        if masks:
+            grids[target.name] = masked(*target.shape, mean, number)
+            continue
         wider = torch.randperm(rows, generator=torch.Generator().manual_seed(number)) < (mean - int(mean)) * rows
         grids[target.name] = coded(*target.shape, (int(mean) + wider.long()).to(torch.uint8), number)
     taken = sum(8 * grid.bytes for grid in grids.values()) / weights
@@ -104,11 +122,14 @@ def run_shape(shape: str, bits: float, llama: Path | None, rounds: int) -> None:
         write_pack(model, root / "int8", "int8")
         taken = put_on_bits(model, bits)
         pack_model(model, torch.bfloat16, "rounded").save_pretrained(root / "codes")
+        under = put_on_bits(model, bits, masks=True)
+        pack_model(model, torch.bfloat16, "rounded").save_pretrained(root / "masks")
         del model
         files = write_files(root / "dense", llama, root / "llama", (KIND,)) if llama else {}
         forms = {
             "native kernels, dense bf16": (NATIVE, root / "dense"),
             "packed, int8, 70 % zeros": (PACKED, root / "int8"),
+            f"packed, {under:.3f} bits, all under masks": (PACKED, root / "masks"),
             f"packed, {taken:.3f} bits": (PACKED, root / "codes"),
         }
         found: dict = {}

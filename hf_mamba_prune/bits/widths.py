@@ -145,8 +145,9 @@ def choose_widths(curves: Mapping[str, RowCurves], bits: int) -> dict[str, Width
     if bits < 0:
         raise ValueError(f"scales and tables alone take more than the budget: {-bits:,} bits are missing.")
     market = _Market(curves)
-    low, high = 1e-40, market.highest + 1.0  # prices of a bit, in nats
-    while high / low > 1 + 1e-9:
+    high = market.highest + 1e-30  # prices of a bit, in nats
+    low = 1e-20 * high
+    while high / low > 1 + 1e-7:
         price = (low * high) ** 0.5
         if market.at(price).size > bits:
             low = price
