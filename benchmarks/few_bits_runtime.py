@@ -4,9 +4,10 @@
 
 Random weights in the shapes of mamba-130m and mamba-370m; speed does not depend on the values. Rows of in_proj and
 out_proj have two neighbouring widths so that a projection weight takes `--bits`, scales and all, or all of them masks
-and codes of 2 bits that come to as much, of which a budget chooses some; embeddings and head have 6 bits. Two threads; each figure is the best of the rounds, and every round runs each form once in a process of
-its own, so that another tenant of the machine slows all of them alike: 512 tokens of a prompt, 64 by `generate`, and
-64 by forwards of one token, which is what llama.cpp's own loop does.
+and codes of 2 bits that come to as much, of which a budget chooses some; embeddings and head have 6 bits. Two threads;
+each figure is the best of the rounds, and every round runs each form once in a process of its own, so that another
+tenant of the machine slows all of them alike: 512 tokens of a prompt, 64 by `generate`, and 64 by forwards of one
+token, which is what llama.cpp's own loop does.
 """
 
 from __future__ import annotations
