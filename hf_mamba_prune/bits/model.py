@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from hf_mamba_prune.bits.outer import OuterWeights, least_bytes, outer_weights
 from hf_mamba_prune.bits.sensitivity import Sensitivity, measure_sensitivity
 from hf_mamba_prune.bits.tuning import tune_scales
-from hf_mamba_prune.bits.widths import Purse, RowCurves, Widths, kept_prices, row_curves
+from hf_mamba_prune.bits.widths import BitBudget, RowCurves, Widths, kept_prices, row_curves
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.models.blocks import MemoryBlocks
 from hf_mamba_prune.models.targets import Target
@@ -46,15 +46,15 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """How the projections are held, a purse or codes of one width, and how embeddings and head are.
+    """How the projections are held, a budget or codes of one width, and how embeddings and head are.
 
     Args:
-        purse: None: all have `code_bits`.
+        budget: None: all have `code_bits`.
         outer: embeddings and head.
         expected: rise of the loss, nats per token; None where it was not measured.
     """
 
-    purse: Purse | None
+    budget: BitBudget | None
     outer: OuterWeights
     expected: float | None
 
@@ -167,8 +167,8 @@ def round_model(
         rounded = round_weight(weight, hessian, own.bits, config.damping, keep=keep.get(name), prices=prices)
         weight.copy_(rounded.weight)
         packed[name] = _packed(rounded, own.bits, dtype)
-        if plan.purse is not None:
-            plan.purse.spend(name, 8 * packed[name].bytes - bare[name])
+        if plan.budget is not None:
+            plan.budget.spend(name, 8 * packed[name].bytes - bare[name])
 
     sequences = torch.cat([sequences, anything])
     walk(MemoryBlocks(model), inner, sequences, visit, bf16=bf16, tokens=tokens)
@@ -194,8 +194,8 @@ def _weights_of_tokens(tokens: torch.Tensor) -> torch.Tensor:
 
 
 def _widths(target: Target, plan: _Plan, config: PruningConfig) -> Widths:
-    if plan.purse is not None:
-        return plan.purse.widths(target.name)
+    if plan.budget is not None:
+        return plan.budget.widths(target.name)
     assert config.code_bits is not None
     return Widths(bits=torch.full((target.shape[0],), config.code_bits, dtype=torch.uint8))
 
@@ -228,11 +228,11 @@ def _plan(
     dtype: torch.dtype,
 ) -> _Plan:
     if config.code_bits is not None:
-        return _Plan(purse=None, outer=outer_weights(model, dtype, sequences), expected=None)
+        return _Plan(budget=None, outer=outer_weights(model, dtype, sequences), expected=None)
     held = sum(_overhead(target) for target in targets)
     if config.bits is not None:
-        purse = Purse(curves, int(config.bits * sum(target.size for target in targets)) - held)
-        return _Plan(purse=purse, outer=outer_weights(model, dtype, sequences), expected=purse.expected)
+        budget = BitBudget(curves, int(config.bits * sum(target.size for target in targets)) - held)
+        return _Plan(budget=budget, outer=outer_weights(model, dtype, sequences), expected=budget.expected)
     return _within_size(model, curves, held, sequences, config=config, dtype=dtype)
 
 
@@ -251,12 +251,12 @@ def _within_size(
     fault: ValueError | None = None
     for outer in OuterWeights.choices(model, dtype, sequences):
         try:
-            purse = Purse(curves, 8 * (config.size - outer.file_bytes) - held)
+            budget = BitBudget(curves, 8 * (config.size - outer.file_bytes) - held)
         except ValueError as error:
             fault = error
             continue
-        rise = outer.rise + purse.expected
-        plans.append((rise, _Plan(purse=purse, outer=outer, expected=rise)))
+        rise = outer.rise + budget.expected
+        plans.append((rise, _Plan(budget=budget, outer=outer, expected=rise)))
     if not plans:
         raise ValueError(f"a file of {config.size:,} bytes does not hold this model: {fault}") from fault
     return min(plans, key=lambda pair: pair[0])[1]

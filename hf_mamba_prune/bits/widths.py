@@ -144,20 +144,20 @@ def choose_widths(curves: Mapping[str, RowCurves], bits: int) -> dict[str, Width
     """
     if bits < 0:
         raise ValueError(f"scales and tables alone take more than the budget: {-bits:,} bits are missing.")
-    market = _Market(curves)
-    high = market.highest + 1e-30  # prices of a bit, in nats
+    lagrangian = _Lagrangian(curves)
+    high = lagrangian.highest + 1e-30  # prices of a bit, in nats
     low = 1e-20 * high
     while high / low > 1 + 1e-7:
         price = (low * high) ** 0.5
-        if market.at(price).size > bits:
+        if lagrangian.at(price).size > bits:
             low = price
         else:
             high = price
-    return market.widths(high, bits)
+    return lagrangian.widths(high, bits)
 
 
 @dataclass(frozen=True)
-class _Answer:
+class _Choice:
     """The best at a price: a width for each row, and by weight the place of the masked one's width; -1: no mask."""
 
     rows: torch.Tensor
@@ -165,7 +165,7 @@ class _Answer:
     size: float
 
 
-class _Market:
+class _Lagrangian:
     """All weights that share a budget, asked what they would take at a price."""
 
     def __init__(self, curves: Mapping[str, RowCurves]) -> None:
@@ -177,7 +177,7 @@ class _Market:
         self._worth = torch.cat([_GONE * self._losses[:, :1], self._losses[:, 1:]], 1)
         self.highest = float(self._worth.max())
 
-    def at(self, price: float) -> _Answer:
+    def at(self, price: float) -> _Choice:
         """What each takes, all together."""
         costs = self._worth + price * self._sizes
         rows = costs.argmin(1)
@@ -190,7 +190,7 @@ class _Market:
                 cost, best = (losses + price * bits).min(0)
                 if cost < whole[place]:
                     masks[place], sizes[place] = int(best), bits[best]
-        return _Answer(rows, masks, float(sizes.sum()))
+        return _Choice(rows, masks, float(sizes.sum()))
 
     def _by_weight(self, rows: torch.Tensor) -> torch.Tensor:
         return torch.zeros(len(self._curves), dtype=rows.dtype).index_add_(0, self._owners, rows)
@@ -243,7 +243,7 @@ def _spend_rest(
     rows[whole] = choice
 
 
-class Purse:
+class BitBudget:
     """The widths of weights one after the other: how many are zero is known when one is rounded, not before.
 
     The last one has no zeros, so that the sum is met.
