@@ -156,7 +156,7 @@ def choose_widths(curves: Mapping[str, RowCurves], bits: int) -> dict[str, Width
     return lagrangian.widths(high, bits)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Choice:
     """The best at a price: a width for each row, and by weight the place of the masked one's width; -1: no mask."""
 
@@ -190,7 +190,7 @@ class _Lagrangian:
                 cost, best = (losses + price * bits).min(0)
                 if cost < whole[place]:
                     masks[place], sizes[place] = int(best), bits[best]
-        return _Choice(rows, masks, float(sizes.sum()))
+        return _Choice(rows=rows, masks=masks, size=float(sizes.sum()))
 
     def _by_weight(self, rows: torch.Tensor) -> torch.Tensor:
         return torch.zeros(len(self._curves), dtype=rows.dtype).index_add_(0, self._owners, rows)
