@@ -42,7 +42,7 @@ class PruningConfig:
             and head to 6 bits; None: not at all.
         size: of the packed file in bytes, instead of `bits`.
         zeros: whether `bits` or `size` may choose masks. Without them a packed model decodes faster (on CPUs up to
-            twice as fast) and loses more at the same size, at 2 bits a fifth more of the divergence.
+            twice as fast) and, below about 3 bits, loses more at the same size.
         code_bits: 1 to 4, width of the codes that the kept weights of a sparse model are rounded to, instead of both.
         pattern: `"unstructured"`, or `"N:M"` (keep N of every M neighbours in a row; sets the sparsity itself).
         score: which weight matters, one of `SCORE_NAMES`.
@@ -176,7 +176,11 @@ class PruningConfig:
         """What JSON can hold wrongly."""
         number, whole = (int, float), int
         kinds: dict[str, type | tuple[type, ...]] = dict.fromkeys(("pattern", "score", "schedule", "gradient"), str)
-        kinds |= dict.fromkeys(("alpha", "damping", *_TRAINING), number) | {"seed": whole, "reconstruct": bool}
+        kinds |= dict.fromkeys(("alpha", "damping", *_TRAINING), number) | {
+            "seed": whole,
+            "reconstruct": bool,
+            "zeros": bool,
+        }
         kinds |= {"measure": str}
         kinds |= {"components": (list, tuple), "component_sparsity": Mapping}
         kinds |= {} if self.ceiling is None else {"ceiling": number}

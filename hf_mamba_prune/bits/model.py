@@ -1,4 +1,4 @@
-"""A model within a budget of bytes: sensitivities, the curve of each row, widths, and rounding block by block."""
+"""A model within a budget of bytes: sensitivities, curves, widths and masks, and rounding block by block."""
 
 from __future__ import annotations
 
@@ -151,7 +151,10 @@ def round_model(
     inner = _projections(targets)
     measured = measured or measure_rows(model, targets, sequences, config, bf16)
     keep = _masks(model, inner) if config.code_bits is not None else {}
-    plan = _plan(model, inner, measured.curves, sequences, config=config, dtype=dtype)
+    curves = measured.curves
+    if not config.zeros:
+        curves = {name: replace(own, masks=None) for name, own in curves.items()}
+    plan = _plan(model, inner, curves, sequences, config=config, dtype=dtype)
     dense = dense or copy.deepcopy(model)
     seen = {name: own.tokens for name, own in measured.sensitivity.items()}
     tokens = {name: _weights_of_tokens(own) for name, own in seen.items() if own is not None}
@@ -162,13 +165,14 @@ def round_model(
 
     def visit(target: Target, weight: torch.Tensor, hessian: torch.Tensor | None) -> None:
         assert hessian is not None
-        name, own = target.name, _widths(target, plan, config)
-        prices = _prices(own, measured.sensitivity[name])
-        rounded = round_weight(weight, hessian, own.bits, config.damping, keep=keep.get(name), prices=prices)
+        name, fits = target.name, False
+        while not fits:
+            own = _widths(target, plan, config)
+            prices = _prices(own, measured.sensitivity[name])
+            rounded = round_weight(weight, hessian, own.bits, config.damping, keep=keep.get(name), prices=prices)
+            packed[name] = _packed(rounded, own.bits, dtype)
+            fits = plan.budget is None or plan.budget.spend(name, 8 * packed[name].bytes - bare[name])
         weight.copy_(rounded.weight)
-        packed[name] = _packed(rounded, own.bits, dtype)
-        if plan.budget is not None:
-            plan.budget.spend(name, 8 * packed[name].bytes - bare[name])
 
     sequences = torch.cat([sequences, anything])
     walk(MemoryBlocks(model), inner, sequences, visit, bf16=bf16, tokens=tokens)

@@ -68,7 +68,7 @@ def tune_scales(
 
     Args:
         model: holds what `packed` stands for, and afterwards about what is returned stands for.
-        dense: what it was before, on the same device.
+        dense: what it is to predict like, on the same device.
         packed: by the names of its parameters, with scales of rows and of columns.
         sequences: token ids (samples, l).
         dtype: that the weights are saved in.

@@ -23,6 +23,9 @@ _PRICES = torch.logspace(-5.5, 2.5, 9, base=2, dtype=torch.float64)
 """Where curves of masks are measured: of the price at which a second bit is worth it for the whole weight."""
 _SAMPLE = 64
 """Rows that they are measured on."""
+_MOST_MISSED, _LEAST_DRIFT = 0.03, 0.001
+"""Shares of what is left: a weight with zeros may take so much more than was foreseen, and widths are chosen anew when
+that many bits, with zeros, were others than foreseen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,10 @@ class MaskCurves:
     prices: torch.Tensor
     losses: torch.Tensor
     sizes: torch.Tensor
+
+    def times(self, share: float) -> MaskCurves:
+        """With other sizes."""
+        return replace(self, sizes=share * self.sizes)
 
     def at(self, price: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Losses and sizes of the widths, between those measured; no loss is finite below the lowest price."""
@@ -114,7 +121,7 @@ def _mask_curves(
     for width in _KEPT_WIDTHS:
         errors, kept = kept_errors(weight[some], hessian, width, kept_prices(prices, width, own), damping)
         losses.append(share * (errors * own / 2).sum(1))
-        sizes.append(8 * len(weight) * (plane_bytes(weight.shape[1]) - 1) + width * share * kept.sum(1))
+        sizes.append(8 * len(weight) * (plane_bytes(weight.shape[1]) - 1) + width * share * kept.sum(1).double())
     return MaskCurves(prices=prices, losses=torch.stack(losses), sizes=torch.stack(sizes))
 
 
@@ -147,7 +154,7 @@ def choose_widths(curves: Mapping[str, RowCurves], bits: int) -> dict[str, Width
     lagrangian = _Lagrangian(curves)
     high = lagrangian.highest + 1e-30  # prices of a bit, in nats
     low = 1e-20 * high
-    while high / low > 1 + 1e-7:
+    while high / low > 1 + 1e-6:
         price = (low * high) ** 0.5
         if lagrangian.at(price).size > bits:
             low = price
@@ -236,10 +243,14 @@ def _spend_rest(
     gain = losses.gather(1, choice[:, None]) - losses.gather(1, wider[:, None])
     cost = sizes.gather(1, wider[:, None]) - sizes.gather(1, choice[:, None])
     worth = torch.where(cost > 0, gain / cost.clamp_min(1), -1.0)[:, 0]
+    costs = cost[:, 0].tolist()
+    least = min((own for own in costs if own > 0), default=left + 1)
     for row in worth.argsort(descending=True).tolist():
-        if 0 < int(cost[row]) <= left:
+        if left < least:
+            break
+        if 0 < costs[row] <= left:
             choice[row] += 1
-            left -= int(cost[row])
+            left -= costs[row]
     rows[whole] = choice
 
 
@@ -259,7 +270,8 @@ class BitBudget:
     def __init__(self, curves: Mapping[str, RowCurves], bits: int) -> None:
         last = list(curves)[-1:]
         self._curves = {**curves, **{name: replace(curves[name], masks=None) for name in last}}
-        self._left = bits
+        self._left, self._drift = bits, 0.0
+        self._taken = self._foreseen = 0.0
         self._widths = choose_widths(self._curves, bits)
         self.expected = sum(own.loss for own in self._widths.values())
         """Rise of the loss, in nats per token."""
@@ -268,9 +280,37 @@ class BitBudget:
         """How the next one is to be held."""
         return self._widths[name]
 
-    def spend(self, name: str, bits: int) -> None:
-        """It took so many; what is left is for the others."""
+    def spend(self, name: str, bits: int) -> bool:
+        """Take the bits of a weight that was rounded; what is left is for the others.
+
+        Returns:
+            Whether that may be; otherwise the others would miss them, and the weight is to be held without zeros.
+        """
+        own, curves = self._widths[name], self._curves[name]
+        if own.price is not None:
+            behind = self._left - own.size
+            if bits - own.size > _MOST_MISSED * behind:
+                self._curves[name] = replace(curves, masks=None)
+                self._choose()
+                return False
+            self._foreseen += own.size / self._ratio
+            self._taken += bits
+            self._drift += abs(bits - own.size)
         del self._curves[name]
         self._left -= bits
-        if self._widths[name].price is not None:
-            self._widths = choose_widths(self._curves, max(0, self._left))
+        if self._drift > _LEAST_DRIFT * self._left or len(self._curves) == 1:
+            self._choose()
+        return True
+
+    @property
+    def _ratio(self) -> float:
+        """Bits that weights with zeros took, for one that was foreseen."""
+        return self._taken / self._foreseen if self._foreseen else 1.0
+
+    def _choose(self) -> None:
+        self._drift = 0.0
+        curves = {
+            name: replace(own, masks=None if own.masks is None else own.masks.times(self._ratio))
+            for name, own in self._curves.items()
+        }
+        self._widths = choose_widths(curves, self._left) if curves else {}

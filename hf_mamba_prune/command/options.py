@@ -50,7 +50,7 @@ Size = Annotated[
 ]
 NoZeros = Annotated[
     bool,
-    _option(PRUNING, "--no-zeros", help="Let --bits and --size choose no masks: decodes faster, and loses more."),
+    _option(PRUNING, "--no-zeros", help="Let --bits and --size choose no masks: faster, and worse below 3 bits."),
 ]
 DemoSparsity = Annotated[
     float, _option(PRUNING, "--sparsity", "-s", help="Share of the prunable weights to remove, 0 to below 1.")

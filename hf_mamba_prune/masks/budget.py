@@ -92,6 +92,11 @@ def refuse_sparser(model: nn.Module, targets: Sequence[Target], config: PruningC
     size = sum(target.size for target in targets)
     gone = sum(int((target.weight(model) == 0).sum()) for target in targets)
     if gone > total_to_prune(targets, config, config.sparsity) + _STRAY * size:
+        if config.bits is not None or config.size is not None:
+            raise ValueError(
+                f"{gone:,} of the {size:,} prunable weights are zero already, {gone / size:.1%}: rounding to a budget "
+                "would fill them again. Take the dense model, or keep the zeros by code_bits (--values int1 to int4)."
+            )
         raise ValueError(
             f"{gone:,} of the {size:,} prunable weights are zero already, {gone / size:.1%}, which is more than a "
             f"sparsity of {config.sparsity:.6g} asks for: nothing would be removed. Ask for more, or take the dense "

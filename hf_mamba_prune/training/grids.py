@@ -44,6 +44,9 @@ class _Latent:
             for width in sorted(set(self._bits.tolist()) - {0})
         ]
         self.weight = parameter.detach().view(packed.shape).clone()
+        masks = torch.empty(0, dtype=torch.uint8) if packed.mask is None else packed.mask.flatten()
+        self.grid = torch.cat([self._bits, masks])
+        """uint8, the widths of the rows and what is kept: what training leaves as it is."""
 
     def _places(self, rows: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
         """Numbers of the nearest levels."""
@@ -143,6 +146,7 @@ class GridCallback(TrainerCallback):
         """Latent weights and scales, beside the rest of a checkpoint."""
         state = {f"weight.{name}": latent.weight for name, latent in self._latents.items()}
         state |= {f"scales.{name}": latent.scales for name, latent in self._latents.items()}
+        state |= {f"grid.{name}": latent.grid for name, latent in self._latents.items()}
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / GRID_STATE)
 
     def load(self, folder: Path) -> None:
@@ -155,8 +159,14 @@ class GridCallback(TrainerCallback):
         state = load_file(path) if path.is_file() else {}
         for name, latent in self._latents.items():
             weight, scales = state.get(f"weight.{name}"), state.get(f"scales.{name}")
+            grid = state.get(f"grid.{name}", latent.grid)  # older checkpoints do not tell
             if weight is None or scales is None or weight.shape != latent.weight.shape:
                 raise ValueError(f"{folder} holds no {GRID_STATE} of this model: it was not trained on these grids.")
+            if not torch.equal(grid, latent.grid):
+                raise ValueError(
+                    f"{folder} was trained on other grids, as {name} has other widths or zeros there: round the model "
+                    "in the same way again, or train it anew."
+                )
             # The model holds what they show: to show them again would move the scales once more than a whole run does.
             latent.weight.copy_(weight)
             latent.scales.copy_(scales)
