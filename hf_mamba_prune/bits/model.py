@@ -156,10 +156,8 @@ def round_model(
         curves = {name: replace(own, masks=None) for name, own in curves.items()}
     plan = _plan(model, inner, curves, sequences, config=config, dtype=dtype)
     dense = dense or copy.deepcopy(model)
-    seen = {name: own.tokens for name, own in measured.sensitivity.items()}
-    tokens = {name: _weights_of_tokens(own) for name, own in seen.items() if own is not None}
     anything = random_sequences(model, sequences, config.seed)
-    tokens = {name: F.pad(own, (0, 0, 0, len(anything)), value=1.0) for name, own in tokens.items()}
+    tokens = _weights_of_tokens(measured, len(anything))
     packed: dict[str, PackedTensor] = {}
     bare = {target.name: _overhead(target) for target in inner}
 
@@ -192,9 +190,15 @@ def _masks(model: PreTrainedModel, targets: Sequence[Target]) -> dict[str, torch
     return {name: mask for name, mask in masks.items() if not mask.all()}
 
 
-def _weights_of_tokens(tokens: torch.Tensor) -> torch.Tensor:
-    weights = tokens.clamp_max(_HIGHEST) ** _POWER
-    return weights / weights.mean((1, 2), keepdim=True).clamp_min(1e-30)
+def _weights_of_tokens(measured: Measured, others: int) -> dict[str, torch.Tensor]:
+    """(groups, samples + others, l) by name; those of other sequences count as much as the average."""
+    found = {}
+    for name, own in measured.sensitivity.items():
+        if own.tokens is not None:
+            weights = own.tokens.clamp_max(_HIGHEST) ** _POWER
+            weights = weights / weights.mean((1, 2), keepdim=True).clamp_min(1e-30)
+            found[name] = F.pad(weights, (0, 0, 0, others), value=1.0)
+    return found
 
 
 def _widths(target: Target, plan: _Plan, config: PruningConfig) -> Widths:
