@@ -106,9 +106,9 @@ def table(rows: list[dict]) -> str:
     """Markdown: means, and the lowest and highest, over seeds."""
     lines = ["| model | asked | bits | text | x dense | lowest to highest | seeds |", "|---|---|---|---|---|---|---|"]
     groups: dict[tuple, list[dict]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: (row["model"], -row["got"], row.get("zeros", True))):
         asked = f"{row['bits']} bits" if "bits" in row else f"{row['sparsity']:.0%} zeros, int{row['code_bits']}"
-        asked += "" if row.get("zeros", False) or "bits" not in row else ", no zeros"
+        asked += "" if row.get("zeros", True) or "bits" not in row else ", no zeros"
         what = f"{row['windows'] or 'all'} x {row['window']}"
         for text in row["x"]:
             groups.setdefault((row["model"], asked, f"{text}, {what}"), []).append(row | {"one": row["x"][text]})
