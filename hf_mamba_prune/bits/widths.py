@@ -108,19 +108,29 @@ def row_curves(
     losses = nearest_errors(weight, hessian, damping) * rows.double()[:, None] / 2
     sizes = torch.stack([8 * bytes_of_rows(weight.shape[1], torch.tensor([bits])) for bits in WIDTHS])[:, 0]
     second = float((losses[:, 1] - losses[:, 2]).sum() / (sizes[2] - sizes[1]) / len(losses))
-    masks = _mask_curves(weight, hessian, rows, second * _PRICES, damping) if zeros and second > 0 else None
+    masks = None
+    if zeros and second > 0:
+        masks = _mask_curves(weight, hessian, rows, second * _PRICES, damping, of_rows=losses[:, 2])
     return RowCurves(losses=losses, sizes=sizes, masks=masks)
 
 
 def _mask_curves(
-    weight: torch.Tensor, hessian: torch.Tensor, rows: torch.Tensor, prices: torch.Tensor, damping: float
+    weight: torch.Tensor,
+    hessian: torch.Tensor,
+    rows: torch.Tensor,
+    prices: torch.Tensor,
+    damping: float,
+    *,
+    of_rows: torch.Tensor,
 ) -> MaskCurves:
-    some = torch.linspace(0, len(weight) - 1, min(_SAMPLE, len(weight))).long()
+    """From rows of all ranks; what they lose stands for all as `of_rows`, losses in 2 bits, do of them and of all."""
+    some = of_rows.argsort()[torch.linspace(0, len(weight) - 1, min(_SAMPLE, len(weight))).long()]
     share, own = len(weight) / len(some), rows[some].double()
+    weights = float(of_rows.sum() / of_rows[some].sum().clamp_min(1e-30))
     losses, sizes = [], []
     for width in _KEPT_WIDTHS:
         errors, kept = kept_errors(weight[some], hessian, width, kept_prices(prices, width, own), damping)
-        losses.append(share * (errors * own / 2).sum(1))
+        losses.append(weights * (errors * own / 2).sum(1))
         sizes.append(8 * len(weight) * (plane_bytes(weight.shape[1]) - 1) + width * share * kept.sum(1).double())
     return MaskCurves(prices=prices, losses=torch.stack(losses), sizes=torch.stack(sizes))
 

@@ -78,8 +78,8 @@ def test_zeros_that_a_budget_chose_are_packed_under_masks(sequences, tmp_path, m
     """A model of random weights has little to gain by zeros, so that masks are made to look free."""
     of_masks = widths._mask_curves
 
-    def cheap(*arguments):
-        found = of_masks(*arguments)
+    def cheap(*arguments, **more):
+        found = of_masks(*arguments, **more)
         return replace(found, losses=found.losses / 10)
 
     monkeypatch.setattr(widths, "_mask_curves", cheap)

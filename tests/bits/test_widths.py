@@ -152,3 +152,18 @@ def test_curves_of_masks_tell_sizes_that_rounding_has_and_fall_with_the_price():
         assert size == pytest.approx(float(sizes[place]), rel=0.1)
         change = (weight - found.weight).double()
         assert float(((change @ hessian) * change).sum()) / 2 == pytest.approx(float(losses[place]), rel=0.25)
+
+
+def test_curves_of_masks_know_the_few_rows_that_matter():
+    generator = torch.Generator().manual_seed(0)
+    weight, rows = torch.randn(400, 64, generator=generator), torch.full((400,), 1e-3)
+    rows[[7, 201, 333]] = 10.0  # most samples of 64 rows have none of them
+    hessian = torch.eye(64, dtype=torch.float64)
+    masks = row_curves(weight, hessian, rows).masks
+    assert masks is not None
+    price = float(masks.prices[4])
+    prices = kept_prices(torch.tensor([price]), 2, rows)[0]
+    bits = torch.full((400,), 2, dtype=torch.uint8)
+    found = round_weight(weight, hessian[None], bits, prices=prices)
+    loss = float(((weight - found.weight).square().sum(1) * rows / 2).sum())
+    assert loss == pytest.approx(float(masks.at(price)[0][1]), rel=0.5)
