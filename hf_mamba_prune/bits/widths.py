@@ -23,7 +23,7 @@ _PRICES = torch.logspace(-5.5, 2.5, 9, base=2, dtype=torch.float64)
 """Where curves of masks are measured: of the price at which a second bit is worth it for the whole weight."""
 _SAMPLE = 64
 """Rows that they are measured on."""
-_MOST_MISSED, _LEAST_DRIFT = 0.03, 0.001
+_MOST_MISSED, _LEAST_DRIFT = 0.1, 0.001
 """Shares of what is left: a weight with zeros may take so much more than was foreseen, and widths are chosen anew when
 that many bits, with zeros, were others than foreseen."""
 
@@ -41,10 +41,6 @@ class MaskCurves:
     prices: torch.Tensor
     losses: torch.Tensor
     sizes: torch.Tensor
-
-    def times(self, share: float) -> MaskCurves:
-        """With other sizes."""
-        return replace(self, sizes=share * self.sizes)
 
     def at(self, price: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Losses and sizes of the widths, between those measured; no loss is finite below the lowest price."""
@@ -281,7 +277,6 @@ class BitBudget:
         last = list(curves)[-1:]
         self._curves = {**curves, **{name: replace(curves[name], masks=None) for name in last}}
         self._left, self._drift = bits, 0.0
-        self._taken = self._foreseen = 0.0
         self._widths = choose_widths(self._curves, bits)
         self.expected = sum(own.loss for own in self._widths.values())
         """Rise of the loss, in nats per token."""
@@ -303,8 +298,6 @@ class BitBudget:
                 self._curves[name] = replace(curves, masks=None)
                 self._choose()
                 return False
-            self._foreseen += own.size / self._ratio
-            self._taken += bits
             self._drift += abs(bits - own.size)
         del self._curves[name]
         self._left -= bits
@@ -312,15 +305,6 @@ class BitBudget:
             self._choose()
         return True
 
-    @property
-    def _ratio(self) -> float:
-        """Bits that weights with zeros took, for one that was foreseen."""
-        return self._taken / self._foreseen if self._foreseen else 1.0
-
     def _choose(self) -> None:
         self._drift = 0.0
-        curves = {
-            name: replace(own, masks=None if own.masks is None else own.masks.times(self._ratio))
-            for name, own in self._curves.items()
-        }
-        self._widths = choose_widths(curves, self._left) if curves else {}
+        self._widths = choose_widths(self._curves, self._left) if self._curves else {}

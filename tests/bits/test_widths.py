@@ -121,16 +121,6 @@ def test_a_weight_that_takes_more_than_was_foreseen_is_held_without_zeros_where_
     assert budget.widths("small").bits.min() > 0 and again.size + budget.widths("small").size <= bits
 
 
-def test_what_zeros_took_beyond_the_estimate_is_expected_of_those_behind():
-    plain = curves(*torch.logspace(-1, 0, 40).tolist())
-    budget = BitBudget({name: masked(plain, 0.6) for name in "abcdefgh"}, 64 * 40 * 2 * 8)
-    sizes = [budget.widths(name).size for name in "abc"]
-    for name in "ab":
-        assert budget.spend(name, int(1.1 * budget.widths(name).size))
-    assert budget.widths("c").price is not None
-    assert sum(budget.widths(name).size for name in "cdefgh") <= 64 * 40 * 2 * 8 - int(1.1 * sizes[0]) - sizes[1]
-
-
 def test_curves_of_masks_tell_sizes_that_rounding_has_and_fall_with_the_price():
     generator = torch.Generator().manual_seed(0)
     weight, rows = torch.randn(64, 128, generator=generator), torch.ones(64)
