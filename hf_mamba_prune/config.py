@@ -176,12 +176,8 @@ class PruningConfig:
         """What JSON can hold wrongly."""
         number, whole = (int, float), int
         kinds: dict[str, type | tuple[type, ...]] = dict.fromkeys(("pattern", "score", "schedule", "gradient"), str)
-        kinds |= dict.fromkeys(("alpha", "damping", *_TRAINING), number) | {
-            "seed": whole,
-            "reconstruct": bool,
-            "zeros": bool,
-        }
-        kinds |= {"measure": str}
+        kinds |= dict.fromkeys(("alpha", "damping", *_TRAINING), number) | {"seed": whole, "reconstruct": bool}
+        kinds |= {"measure": str, "zeros": bool}
         kinds |= {"components": (list, tuple), "component_sparsity": Mapping}
         kinds |= {} if self.ceiling is None else {"ceiling": number}
         kinds |= {} if self.calibration_bf16 is None else {"calibration_bf16": bool}

@@ -19,6 +19,7 @@ from hf_mamba_prune.repair.rounding import kept_errors, nearest_errors
 _GONE = 4.0
 """A row that is gone costs so many times what its curve says, as others no longer make up for it."""
 _KEPT_WIDTHS = (1, 2, 3)
+"""Of codes under masks."""
 _PRICES = torch.logspace(-5.5, 2.5, 9, base=2, dtype=torch.float64)
 """Where curves of masks are measured: of the price at which a second bit is worth it for the whole weight."""
 _SAMPLE = 64

@@ -60,7 +60,7 @@ class RowLevels:
         self._own_halves = (4 * _LEVEL * chosen + 2 * _LEVEL).int()[:, :, None]
 
     def nearest(self, values: torch.Tensor, least: torch.Tensor | None = None) -> torch.Tensor:
-        """Levels: (groups, rows, n) -> the same shape; zero where a level loses less than `least` squares less."""
+        """Levels: (groups, rows, n) -> the same shape; zero where a level saves less than `least`, squared."""
         levels = self._nearest(values)
         return levels if least is None else levels * (levels * (2 * values - levels) >= least)
 
