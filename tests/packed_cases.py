@@ -11,9 +11,9 @@ from tiny_models import ARCHITECTURE_CASES, VOCABULARY, build_model, build_token
 from hf_mamba_prune import PruningConfig, native
 from hf_mamba_prune.bits.model import round_model
 from hf_mamba_prune.models.targets import find_targets
-from hf_mamba_prune.native.codes import LEVELS, WIDTHS, Grid, encode_matrix, encode_planes, levels_of
+from hf_mamba_prune.native.codes import LEVELS, WIDTHS, levels_of
+from hf_mamba_prune.packed import grids
 from hf_mamba_prune.packed.checkpoint import load_packed, write_packed_model
-from hf_mamba_prune.packed.tensors import PackedTensor, pack_bits
 
 CASES = pytest.mark.parametrize("case", ARCHITECTURE_CASES)
 needs_kernels = pytest.mark.skipif(not native.available(), reason="the kernels are not built or switched off")
@@ -80,14 +80,13 @@ def coded_tensor(shape: tuple[int, int], bits: int | str, masked: bool, seed: in
         own = widths == width
         weight[own] = levels_of(codes[own], width, levels).float()
     weight = weight * keep * scales.float()[:, None] * column_scales.float()
-    own_widths = None if masked else widths.to(torch.uint8)
-    packed = PackedTensor(
-        shape=shape,
-        dtype="float32",
-        coding=f"int{bits}" if masked else "mixed",
-        mask=pack_bits(keep) if masked else None,
-        values=encode_planes(codes[keep], int(bits)) if masked else encode_matrix(codes, widths.to(torch.uint8)),
+    packed = grids.coded_tensor(
+        codes,
+        widths.to(torch.uint8),
+        levels,
         scales=scales,
-        grid=Grid(levels=levels, column_scales=column_scales, bits=own_widths),
+        column_scales=column_scales,
+        dtype=torch.float32,
+        keep=keep if masked else None,
     )
     return packed, weight

@@ -24,6 +24,8 @@ _PRICES = torch.logspace(-5.5, 2.5, 9, base=2, dtype=torch.float64)
 """Where curves of masks are measured: of the price at which a second bit is worth it for the whole weight."""
 _SAMPLE = 64
 """Rows that they are measured on."""
+_SPEED = 0.1
+"""Share of what a weight loses that a mask must save at the same bits: its kernels take twice the time."""
 _MOST_MISSED, _LEAST_DRIFT = 0.1, 0.001
 """Shares of what is left: a weight with zeros may take so much more than was foreseen, and widths are chosen anew when
 that many bits, with zeros, were others than foreseen."""
@@ -195,7 +197,7 @@ class _Lagrangian:
         """What each takes, all together."""
         costs = self._worth + price * self._sizes
         rows = costs.argmin(1)
-        whole = self._by_weight(costs.gather(1, rows[:, None])[:, 0])
+        whole = self._by_weight((costs - _SPEED * self._losses).gather(1, rows[:, None])[:, 0])
         sizes = self._by_weight(self._sizes.gather(1, rows[:, None])[:, 0].double())
         masks = [-1] * len(self._curves)
         for place, own in enumerate(self._curves.values()):

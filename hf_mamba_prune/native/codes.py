@@ -3,7 +3,8 @@
 Without masks each row has codes of its own width, and is a run of words of 64 columns (fewer in a narrow matrix).
 A word is a plane of 4 bits, of 2 and of 1, as far as the width needs them, the first with the lowest bits; a plane of
 p bits puts column l + i * bytes into bits p * i of byte l. With masks there is a plane of single bits for each bit of
-a code, a stream over the kept weights of the whole matrix.
+a code, a stream over the kept weights of the whole matrix: the mask of a word has the order of a plane of 1, and the
+streams follow it.
 """
 
 from __future__ import annotations
@@ -93,6 +94,14 @@ def decode_rows(data: torch.Tensor, bits: int, columns: int) -> torch.Tensor:
         codes |= fields.reshape(rows, words, width) << low
         low, at = low + plane, at + size
     return codes.view(rows, -1)[:, :columns]
+
+
+def in_plane_order(matrix: torch.Tensor) -> torch.Tensor:
+    """(rows, columns) -> (rows, 64 * words), filled up with 0: column l + 8 i of a word goes to place 8 l + i."""
+    rows, columns = matrix.shape
+    padded = matrix.new_zeros(rows, -(-columns // 64) * 64)
+    padded[:, :columns] = matrix
+    return padded.view(rows, -1, 8, 8).transpose(2, 3).reshape(rows, -1)
 
 
 def plane_bytes(count: int) -> int:

@@ -9,7 +9,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hf_mamba_prune.native.codes import Grid, bytes_of_rows, decode_matrix, decode_planes, levels_of, plane_bytes
+from hf_mamba_prune.native.codes import (
+    Grid,
+    bytes_of_rows,
+    decode_matrix,
+    decode_planes,
+    in_plane_order,
+    levels_of,
+    plane_bytes,
+)
 from hf_mamba_prune.native.library import (
     CODES,
     CODINGS,
@@ -31,7 +39,8 @@ class PackedMatrix:
 
     Args:
         shape: (rows, columns).
-        mask: uint8 (rows, bytes), bit = column, 1 = kept, bytes at least ceil(columns / 8); None: all are held.
+        mask: uint8 (rows, bytes), 1 = kept; None: all are held. Bit i of byte j is column 8 j + i, and bytes are at
+            least ceil(columns / 8); of codes a plane of single bits, in whole words.
         values: the kept values row by row: float32, bfloat16, float16, or int8; or uint8, codes of a few bits as
             `native.codes` lays them out. Used as they are where as many bytes of the same memory follow them as
             `READABLE_BYTES`.
@@ -243,13 +252,13 @@ class PackedMatrix:
             return decode_matrix(self.shape, self.values, grid)
         if self._masks is None:
             return self.values.view(self.shape)
-        values = self.values
+        mask, values = self._masks.view(torch.uint8), self.values
         if grid is not None:
             bits = int(self.coding.removeprefix("int"))
             values = levels_of(decode_planes(values, bits, self.kept), bits, grid.levels)
-        weight = torch.zeros(self.shape, dtype=values.dtype)
-        weight[kept_of(self._masks.view(torch.uint8), self.shape[1])] = values
-        return weight
+        weight = torch.zeros(self.shape[0], 8 * mask.shape[1], dtype=values.dtype)
+        weight[kept_of(mask, weight.shape[1])] = values
+        return (weight if grid is None else in_plane_order(weight))[:, : self.shape[1]]
 
 
 def _with_room(values: torch.Tensor) -> torch.Tensor:

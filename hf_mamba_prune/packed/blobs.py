@@ -2,7 +2,7 @@
 
     head    64 bytes: magic, numbers of dtype and coding, whether there are a mask and scales of columns, rows,
             columns, count of values
-    mask    uint64 (rows, ceil(columns / 64)), little endian, bit = column, 1 = kept
+    mask    uint64 (rows, ceil(columns / 64)), little endian, bit = column, 1 = kept; of codes as `native.codes` says
     scales  (rows,): float32 with int8, bfloat16 with codes
     columns bfloat16 (columns,): scales of codes
     levels  int8 (30,): with codes
@@ -15,15 +15,26 @@ Each part begins at a multiple of 64 bytes. The head alone says how long the who
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from hf_mamba_prune.native.codes import LEVELS, Grid
-from hf_mamba_prune.native.packed import READABLE_BYTES
-from hf_mamba_prune.packed.tensors import CODINGS, DTYPES, SCALES, VALUES, PackedTensor, check_tensor
+from hf_mamba_prune.native.codes import LEVELS, Grid, decode_planes, encode_planes, in_plane_order, plane_bytes
+from hf_mamba_prune.native.packed import READABLE_BYTES, kept_of
+from hf_mamba_prune.packed.tensors import (
+    CODINGS,
+    DTYPES,
+    MASKED_CODES,
+    SCALES,
+    VALUES,
+    PackedTensor,
+    check_tensor,
+    pack_bits,
+)
 
-MAGIC = b"HMPpack2"
+MAGIC = b"HMPpack4"
+_BY_COLUMNS = b"HMPpack2"
+"""Of versions 2 and 3, in which the masks of codes, and so their streams, have the order of columns."""
 HEAD_BYTES = 64
 
 _HEAD = struct.Struct("<8sBBBBIqqq24x")
@@ -42,6 +53,7 @@ class BlobHead:
         masked: whether there is a mask.
         columns_scaled: whether codes have scales of columns.
         count: of the values.
+        by_columns: whether masks of codes are those of versions 2 and 3.
     """
 
     shape: tuple[int, int]
@@ -50,6 +62,7 @@ class BlobHead:
     masked: bool
     columns_scaled: bool = False
     count: int
+    by_columns: bool = False
 
     @property
     def coded(self) -> bool:
@@ -122,7 +135,13 @@ def read_head(blob: torch.Tensor, length: int) -> BlobHead:
     magic, dtype, coding, masked, scaled, zero, rows, columns, count = _HEAD.unpack(
         blob[:HEAD_BYTES].numpy().tobytes()
     )
-    known = magic == MAGIC and dtype < len(DTYPES) and coding < len(CODINGS) and max(masked, scaled) < 2 and zero == 0
+    known = (
+        magic in (MAGIC, _BY_COLUMNS)
+        and dtype < len(DTYPES)
+        and coding < len(CODINGS)
+        and max(masked, scaled) < 2
+        and zero == 0
+    )
     if not known or not all(0 <= size < _MOST for size in (rows, columns, count, rows * columns)):
         raise ValueError("its head is not that of a packed weight")
     head = BlobHead(
@@ -132,6 +151,7 @@ def read_head(blob: torch.Tensor, length: int) -> BlobHead:
         masked=bool(masked),
         columns_scaled=bool(scaled),
         count=count,
+        by_columns=magic == _BY_COLUMNS,
     )
     if head.columns_scaled and not head.coded:
         raise ValueError("its head is not that of a packed weight")
@@ -141,7 +161,9 @@ def read_head(blob: torch.Tensor, length: int) -> BlobHead:
 
 
 def from_blob(blob: torch.Tensor) -> PackedTensor:
-    """The weight that a blob holds; its parts are views of the blob. Whether they fit each other is for their users.
+    """The weight that a blob holds; its parts are views of the blob, but for masks and codes of older versions.
+
+    Whether they fit each other is for their users.
 
     Raises:
         ValueError: it is no blob of this format.
@@ -158,7 +180,7 @@ def from_blob(blob: torch.Tensor) -> PackedTensor:
             column_scales=column_scales.view(torch.bfloat16) if head.columns_scaled else None,
             bits=bits if head.coding == "mixed" else None,
         )
-    return PackedTensor(
+    packed = PackedTensor(
         shape=head.shape,
         dtype=head.dtype,
         coding=head.coding,
@@ -167,3 +189,17 @@ def from_blob(blob: torch.Tensor) -> PackedTensor:
         scales=scales.view(SCALES[head.coding]) if head.coding in SCALES else None,
         grid=grid,
     )
+    return _in_plane_order(packed) if head.by_columns and head.masked and head.coded else packed
+
+
+def _in_plane_order(packed: PackedTensor) -> PackedTensor:
+    """Masks and streams as they are now, of those that have the order of columns."""
+    assert packed.mask is not None
+    keep = kept_of(packed.mask, 8 * packed.mask.shape[1])
+    width, count = MASKED_CODES.get(packed.coding, 0), int(keep.sum())
+    if packed.values.numel() != width * plane_bytes(count):
+        raise ValueError(f"there are {packed.values.numel()} bytes of codes, expected {width * plane_bytes(count)}")
+    codes = torch.zeros(keep.shape, dtype=torch.uint8)
+    codes[keep] = decode_planes(packed.values, width, count)
+    keep, codes = in_plane_order(keep), in_plane_order(codes)
+    return replace(packed, mask=pack_bits(keep), values=encode_planes(codes[keep], width))

@@ -9,9 +9,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from hf_mamba_prune.packed.tensors import DTYPES
 
 METHOD = "hf-mamba-prune"
-VERSION = 3
-READABLE = (2, 3)
-"""Versions of the format that are read: 3 added codes of a few bits."""
+VERSION = 4
+READABLE = (2, 3, 4)
+"""Versions of the format that are read: 3 added codes of a few bits, 4 changed the order of those under masks."""
 CHOICES = ("auto", "int8", "rounded")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from hf_mamba_prune.native.codes import Grid, encode_matrix, encode_planes
+from hf_mamba_prune.native.codes import Grid, encode_matrix, encode_planes, in_plane_order
 from hf_mamba_prune.packed.tensors import DTYPES, PackedTensor, pack_bits, unpack_tensor
 
 _OWN = "_hf_mamba_prune_grids"
@@ -41,6 +41,8 @@ def coded_tensor(
     if keep is not None and len(set(bits.tolist())) > 1:
         raise ValueError(f"under a mask all rows have codes of one width, these have {sorted(set(bits.tolist()))}")
     width = int(bits[0]) if keep is not None and rows else 0
+    if keep is not None:
+        codes, keep = in_plane_order(codes), in_plane_order(keep)
     return PackedTensor(
         shape=(rows, columns),
         dtype=name,

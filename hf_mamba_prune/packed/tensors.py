@@ -6,7 +6,15 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_mamba_prune.native.codes import LEVEL_OFFSET, LEVELS, WIDTHS, Grid, bytes_of_rows, plane_bytes
+from hf_mamba_prune.native.codes import (
+    LEVEL_OFFSET,
+    LEVELS,
+    WIDTHS,
+    Grid,
+    bytes_of_rows,
+    in_plane_order,
+    plane_bytes,
+)
 from hf_mamba_prune.native.library import built
 from hf_mamba_prune.native.packed import PackedMatrix, bits_of_rows, kept_of
 
@@ -35,6 +43,7 @@ class PackedTensor:
         dtype: of the weight that it stands for, a name of `DTYPES`.
         coding: of the values, a name of `CODINGS`; a float coding is that dtype, bit for bit.
         mask: uint8 (out, 8 * ceil(in / 64)), bit i of byte j is column 8 j + i, 1 = kept; None: all weights are held.
+            Of codes it is a plane of single bits.
         values: the kept values row by row, in the coding's type, one dimension; of codes their bytes.
         scales: (out,) in the type of `SCALES`, where the coding has them.
         grid: what codes stand for, the scales of columns in bfloat16; None with other codings.
@@ -60,7 +69,10 @@ class PackedTensor:
         """bool (out, in), True = kept."""
         if self.mask is None:
             return torch.ones(self.shape, dtype=torch.bool)
-        return kept_of(self.mask, self.shape[1])
+        columns = self.shape[1]
+        if self.grid is None:
+            return kept_of(self.mask, columns)
+        return in_plane_order(kept_of(self.mask, 8 * self.mask.shape[1]))[:, :columns]
 
     def widths(self) -> torch.Tensor:
         """uint8 (out,), bits of each row's codes, where values are codes."""
@@ -179,7 +191,10 @@ def check_tensor(packed: PackedTensor) -> None:
         shape = (rows, -(-columns // 64) * 8)
         if packed.mask.dtype != torch.uint8 or tuple(packed.mask.shape) != shape:
             raise ValueError(f"the mask is {packed.mask.dtype}, {tuple(packed.mask.shape)}; expected uint8, {shape}")
-        if columns % 64 and bool(kept_of(packed.mask[:, -8:], 64)[:, columns % 64 :].any()):
+        last = kept_of(packed.mask[:, -8:], 64)
+        if packed.coding in MASKED_CODES:
+            last = in_plane_order(last)
+        if columns % 64 and bool(last[:, columns % 64 :].any()):
             raise ValueError(f"the mask has bits beyond the last of {columns} columns")
         count = count_bits(packed.mask)
     if packed.coding in SCALES and packed.coding != "int8":

@@ -92,6 +92,12 @@ def test_zeros_are_chosen_where_they_lose_less_and_nowhere_else():
     assert sum(own.loss for own in found.values()) < sum(own.loss for own in without.values())
 
 
+def test_zeros_must_save_more_than_a_little_as_they_are_slower():
+    plain = curves(*torch.logspace(-1, 0, 40).tolist())
+    found = choose_widths({"little": masked(plain, 0.96), "more": masked(plain, 0.8)}, 64 * 40 * 2 * 2)
+    assert found["little"].price is None and found["more"].price is not None
+
+
 def test_what_zeros_did_not_take_is_spent_on_the_weights_behind():
     plain = curves(*torch.logspace(-1, 0, 40).tolist())
     bits = 64 * 40 * 2 * 3

@@ -115,7 +115,12 @@ def coded(coding: str) -> dict[str, Any]:
     given |= {"levels": bytes_of(-32, 31, *[0] * (LEVELS - 2))}
     if coding == "mixed":
         return given | {"row_bits": bytes_of(0, 3, 6), "row_starts": places(0, 0, 48)}
-    return given | {name: parts()[name] for name in ("masks", "starts")}
+    return given | {"masks": masks(1 << 40), "starts": starts(0, 3, 6)}
+
+
+def masks(last: int) -> Any:
+    """Of three rows of two words; in a mask of codes bit 8 of the last is its column 1."""
+    return held(torch.tensor([[3, last]] * 3))
 
 
 @pytest.mark.parametrize("coding", CODE_BYTES)
@@ -162,18 +167,19 @@ def test_codes_of_a_narrow_matrix_fill_bytes(columns):
         ("mixed", {"row_starts": lambda: places(0, 0, 40)}, "row 2 starts at byte 40, those before it end at 48"),
         ("mixed", {"row_starts": lambda: places(8, 0, 48)}, "row 0 starts at byte 8"),
         ("mixed", {"row_starts": lambda: places(0, -1, 48)}, "row 1 starts at byte 18446744073709551615"),
-        ("mixed", {name: lambda name=name: parts()[name] for name in ("masks", "starts")}, "and no masks"),
+        ("mixed", {"masks": lambda: masks(1 << 40), "starts": lambda: starts(0, 3, 6)}, "and no masks"),
         ("mixed", {"masks": lambda: parts()["masks"]}, "masks and starts belong together"),
         ("mixed", {"columns": lambda: 71}, "column_scales has"),
         ("mixed", {"rows": lambda: 1 << 61}, "63 bits"),
         ("int2", {"masks": lambda: None, "starts": lambda: None}, "int2 has masks and no widths of rows"),
         ("int2", {"starts": lambda: None}, "masks and starts belong together"),
         ("int2", {"starts": lambda: starts(0, 4, 6)}, "row 1 starts at value 4, the masks before it keep 3"),
+        ("int2", {"masks": lambda: masks(2)}, "bits beyond its 70 columns"),
         ("int2", {"columns": lambda: 69, "column_scales": lambda: None}, "bits beyond its 69 columns"),
         ("int2", {"row_bits": lambda: bytes_of(2, 2, 2)}, "int2 has masks and no widths of rows"),
         ("int2", {"row_starts": lambda: places(0, 0, 0)}, "int2 has masks and no widths of rows"),
         ("int4", {"coding": lambda: CODINGS["mixed"]}, "mixed has widths of rows and no masks"),
-        ("int4", {"coding": lambda: CODINGS["int8"]}, "must not be given with int8"),
+        ("int4", {"coding": lambda: CODINGS["int8"], "masks": lambda: masks(1)}, "must not be given with int8"),
         ("int3", {"coding": lambda: CODINGS["int4"]}, "values has 88 bytes, expected the codes of 9 weights as int4"),
     ],
 )

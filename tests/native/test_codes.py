@@ -10,8 +10,9 @@ from native_cases import distance, instruction_sets
 from packed_cases import coded_tensor
 
 from hf_mamba_prune import native
-from hf_mamba_prune.native.codes import decode_planes, encode_planes
-from hf_mamba_prune.packed.tensors import unpack_tensor
+from hf_mamba_prune.native.codes import decode_planes, encode_planes, in_plane_order
+from hf_mamba_prune.packed.blobs import from_blob, to_blob
+from hf_mamba_prune.packed.tensors import pack_bits, unpack_tensor
 
 SHAPES = ((1, 1), (7, 12), (33, 16), (16, 64), (40, 100), (70, 320))
 MASKED = (1, 2, 3, 4)
@@ -52,6 +53,29 @@ def test_the_twin_unpacks_the_same(bits, masked, monkeypatch):
     packed, weight = coded_tensor((33, 100), bits, masked)
     monkeypatch.setenv("HF_MAMBA_PRUNE_NATIVE", "0")
     assert torch.equal(unpack_tensor(packed), weight)
+
+
+@pytest.mark.parametrize("bits", MASKED)
+def test_masks_and_codes_in_the_order_of_columns_still_load(bits):
+    packed, _ = coded_tensor((33, 100), bits, masked=True)
+    keep, codes = torch.zeros(33, 128, dtype=torch.bool), torch.zeros(33, 128, dtype=torch.uint8)
+    keep[:, :100] = packed.kept()
+    codes[in_plane_order(keep)] = decode_planes(packed.values, bits, int(keep.sum()))
+    blob = to_blob(packed)
+    view = from_blob(blob)
+    view.mask.copy_(pack_bits(keep))
+    view.values.copy_(encode_planes(in_plane_order(codes)[keep], bits))
+    blob[:8] = torch.tensor([*b"HMPpack2"])
+    found = from_blob(blob)
+    assert torch.equal(found.mask, packed.mask) and torch.equal(found.values, packed.values)
+
+
+def test_older_codes_that_do_not_fit_their_mask_are_refused():
+    blob = to_blob(coded_tensor((4, 64), 2, masked=True)[0])
+    blob[:8] = torch.tensor([*b"HMPpack2"])
+    blob[64:96] = 255
+    with pytest.raises(ValueError, match="bytes of codes, expected 64"):
+        from_blob(blob)
 
 
 def test_planes_give_back_the_codes_whatever_their_count():

@@ -13,10 +13,21 @@ int64_t bits_of(uint64_t word) {
   return static_cast<int64_t>(word * 0x0101010101010101u >> 56);
 }
 
+// The bits of a row's last mask that stand for no column.
+uint64_t beyond_last(const PackedMatrix& m) {
+  const int64_t held = m.columns - (m.words() - 1) * 64;
+  uint64_t beyond = 0;
+  for (int bit = 0; bit < 64; ++bit) {
+    const int column = is_code(m.coding) ? column_of_bit(bit) : bit;
+    if (column >= held) beyond |= uint64_t{1} << bit;
+  }
+  return beyond;
+}
+
 // The values that the masks keep. Refuses starts that are not where the masks say that a row begins.
 int64_t kept_values(const PackedMatrix& m) {
   const int64_t words = m.words();
-  const uint64_t beyond = m.columns % 64 == 0 ? 0 : ~uint64_t{0} << m.columns % 64;
+  const uint64_t beyond = beyond_last(m);
   int64_t kept = 0;
   for (int64_t row = 0; row < m.rows; ++row) {
     const uint64_t* mask = m.masks + row * words;

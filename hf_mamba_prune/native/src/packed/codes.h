@@ -4,28 +4,18 @@
 // ones. A word is a plane of 4 bits (byte l: columns l and 32 + l), of 2 (columns l, 16 + l, 32 + l, 48 + l) and of 1
 // (columns l, 8 + l, ... 56 + l), the widest first, as far as the bits of the code need them; the first holds the
 // lowest bits. With masks there is a plane of single bits for each bit of a code, a stream over the kept weights of the
-// whole matrix.
+// whole matrix: the mask of a word has the order of a plane of 1, and the streams follow it.
 #pragma once
+#include <type_traits>
+
 #include "packed/expand.h"
 
 namespace hmp {
 namespace HMP_ISA {
 
-// Where a walk over the words of a row has come to.
-struct CodePlace {
-  const uint8_t* word = nullptr;    // without masks
-  const uint64_t* masks = nullptr;  // with them
-  uint64_t next = 0;                // and the number of the next kept weight
-
-  HMP_INLINE CodePlace(const PackedMatrix& m, int64_t row) {
-    if (m.masks == nullptr) {
-      word = reinterpret_cast<const uint8_t*>(m.values) + m.row_starts[row];
-    } else {
-      masks = m.masks + row * m.words();
-      next = m.starts[row];
-    }
-  }
-};
+HMP_INLINE const uint8_t* first_word(const PackedMatrix& m, int64_t row) {
+  return reinterpret_cast<const uint8_t*>(m.values) + m.row_starts[row];
+}
 
 // The code of one column of an unmasked word of `width` columns.
 inline int code_at(const uint8_t* word, int bits, int64_t column, int64_t width) {
@@ -70,29 +60,22 @@ inline void narrow_codes(const uint8_t* word, int bits, int64_t width, uint8_t* 
   }
 }
 
-// 64 levels, moved up by kLevelOffset, whatever the instruction set has. The place moves on.
-inline void next_levels(const PackedMatrix& m, int bits, CodePlace& place, uint8_t* to) {
-  std::memset(to, kLevelOffset, 64);
-  if (m.masks == nullptr) {
-    const int64_t width = m.word_columns();
-    for (int64_t column = 0; column < width; ++column) to[column] = level_byte(m, bits, code_at(place.word, bits, column, width));
-    place.word += width / 8 * bits;
-    return;
-  }
-  const uint64_t mask = *place.masks++;
-  for (int column = 0; column < 64; ++column) {
-    if ((mask >> column & 1) == 0) continue;
-    int code = 0;
-    for (int plane = 0; plane < bits; ++plane) {
-      const char* stream = m.values + plane * m.plane_bytes;
-      code |= (static_cast<uint8_t>(stream[place.next >> 3]) >> (place.next & 7) & 1) << plane;
-    }
-    to[column] = level_byte(m, bits, code);
-    ++place.next;
-  }
+#if defined(__AVX2__)
+
+// A byte in all places, kept where it is: GCC would make it anew for each word, through the one port that moves integers
+// to vectors.
+template <int kByte>
+HMP_INLINE __m256i all_bytes() {
+  __m256i bytes = _mm256_set1_epi8(static_cast<char>(kByte));
+  __asm__("" : "+x"(bytes));
+  return bytes;
 }
 
-#if defined(__AVX2__)
+HMP_INLINE __m256i all_words_one() {
+  __m256i ones = _mm256_set1_epi16(1);
+  __asm__("" : "+x"(ones));
+  return ones;
+}
 
 // 64 unsigned bytes: columns 0 to 31 and 32 to 63.
 struct LevelBytes {
@@ -100,14 +83,14 @@ struct LevelBytes {
 };
 
 HMP_INLINE LevelBytes plane_of_four(const uint8_t* at) {
-  const __m256i both = load_as<__m256i>(at), mask = _mm256_set1_epi8(15);
+  const __m256i both = load_as<__m256i>(at), mask = all_bytes<15>();
   return {_mm256_and_si256(both, mask), _mm256_and_si256(_mm256_srli_epi16(both, 4), mask)};
 }
 // A plane's bits in bytes, moved up by `Low`; what a shift brings over from neighbours is masked away.
 template <int Low>
 HMP_INLINE LevelBytes plane_of_two(const uint8_t* at) {
   static_assert(Low == 0 || Low == 4);
-  const __m256i all = _mm256_broadcastsi128_si256(load_as<__m128i>(at)), mask = _mm256_set1_epi8(3 << Low);
+  const __m256i all = _mm256_broadcastsi128_si256(load_as<__m128i>(at)), mask = all_bytes<3 << Low>();
   if constexpr (Low == 4) {
     return {_mm256_and_si256(_mm256_sllv_epi32(all, _mm256_setr_epi32(4, 4, 4, 4, 2, 2, 2, 2)), mask),
             _mm256_and_si256(_mm256_srlv_epi32(all, _mm256_setr_epi32(0, 0, 0, 0, 2, 2, 2, 2)), mask)};
@@ -116,11 +99,19 @@ HMP_INLINE LevelBytes plane_of_two(const uint8_t* at) {
           _mm256_and_si256(_mm256_srlv_epi32(all, _mm256_setr_epi32(4, 4, 4, 4, 6, 6, 6, 6)), mask)};
 }
 template <int Low>
-HMP_INLINE LevelBytes plane_of_one(const uint8_t* at) {
-  static_assert(Low <= 4);
-  const __m256i all = _mm256_set1_epi64x(load_as<int64_t>(at)), mask = _mm256_set1_epi8(1 << Low);
+HMP_INLINE LevelBytes plane_of_one(uint64_t bits, __m256i mask) {
+  static_assert(Low <= 4 || Low == 7);
+  const __m256i all = _mm256_set1_epi64x(static_cast<int64_t>(bits));
+  if constexpr (Low == 7) {
+    return {_mm256_and_si256(_mm256_sllv_epi64(all, _mm256_setr_epi64x(7, 6, 5, 4)), mask),
+            _mm256_and_si256(_mm256_sllv_epi64(all, _mm256_setr_epi64x(3, 2, 1, 0)), mask)};
+  }
   return {_mm256_and_si256(_mm256_srlv_epi64(_mm256_slli_epi64(all, Low), _mm256_setr_epi64x(0, 1, 2, 3)), mask),
           _mm256_and_si256(_mm256_srlv_epi64(all, _mm256_setr_epi64x(4 - Low, 5 - Low, 6 - Low, 7 - Low)), mask)};
+}
+template <int Low>
+HMP_INLINE LevelBytes plane_of_one(const uint8_t* at) {
+  return plane_of_one<Low>(static_cast<uint64_t>(load_as<int64_t>(at)), all_bytes<1 << Low>());
 }
 HMP_INLINE LevelBytes operator|(LevelBytes a, LevelBytes b) {
   return {_mm256_or_si256(a.low, b.low), _mm256_or_si256(a.high, b.high)};
@@ -136,15 +127,6 @@ HMP_INLINE LevelBytes codes_of_word(const uint8_t* at) {
   return plane_of_four(at) | plane_of_two<4>(at + 32);
 }
 
-// Bits -> bytes of ones.
-HMP_INLINE __m256i spread_bits(uint32_t bits) {
-  const __m256i places = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3,
-                                          3, 3, 3, 3, 3, 3);
-  const __m256i own = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201u));
-  const __m256i all = _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int>(bits)), places);
-  return _mm256_cmpeq_epi8(_mm256_and_si256(all, own), own);
-}
-
 // The levels of a matrix as a shuffle reads them; what lies behind those of the width is never asked for.
 template <int kBits, bool Dense>
 HMP_INLINE __m256i level_table(const PackedMatrix& m) {
@@ -152,51 +134,133 @@ HMP_INLINE __m256i level_table(const PackedMatrix& m) {
   static_assert(first_level(4) + 16 == kLevels, "sixteen levels can be read from the first one of each width");
   const __m128i offset = _mm_set1_epi8(kLevelOffset);
   const __m128i levels = _mm_add_epi8(load_as<__m128i>(m.levels + first_level(kBits)), offset);
-  // Under masks the offset is put on after what is masked was made 0.
+  // Under masks the offset is put on after the shuffle has made 0 of what is masked.
   return _mm256_broadcastsi128_si256(Dense ? levels : _mm_xor_si128(levels, offset));
 }
 
-template <int kBits>
-HMP_INLINE __m256i masked_half(const PackedMatrix& m, __m256i table, uint32_t mask, uint64_t& next) {
-  __m256i codes = _mm256_setzero_si256();
-  for (int plane = 0; plane < kBits; ++plane) {
-    uint64_t stream;
-    std::memcpy(&stream, m.values + plane * m.plane_bytes + (next >> 3), 8);
-    const uint32_t bits = _pdep_u32(static_cast<uint32_t>(stream >> (next & 7)), mask);
-    codes = _mm256_or_si256(codes, _mm256_and_si256(spread_bits(bits), _mm256_set1_epi8(static_cast<char>(1 << plane))));
-  }
-  next += static_cast<uint32_t>(__builtin_popcount(mask));
-  const __m256i levels = _mm256_and_si256(_mm256_shuffle_epi8(table, codes), spread_bits(mask));
-  return _mm256_xor_si256(levels, _mm256_set1_epi8(kLevelOffset));
+// `count` bits of a stream from bit `next` on, at most 64; what stands above them is of no meaning.
+HMP_INLINE uint64_t bits_of_stream(const char* stream, uint64_t next, int count) {
+  const char* at = stream + (next >> 3);
+  const int first = static_cast<int>(next & 7);
+  uint64_t bits = static_cast<uint64_t>(load_as<int64_t>(at)) >> first;
+  if (__builtin_expect(count > 57, 0)) bits |= uint64_t{static_cast<uint8_t>(at[8])} << (63 - first) << 1;
+  return bits;
 }
 
-template <int kBits, bool Dense, bool Narrow>
-HMP_INLINE LevelBytes next_level_bytes(const PackedMatrix& m, __m256i table, CodePlace& place) {
-  if constexpr (Dense) {
-    LevelBytes codes;
-    if constexpr (Narrow) {
-      uint8_t bytes[kNarrowBytes];
-      narrow_codes(place.word, kBits, m.word_columns(), bytes);
-      codes = {load_as<__m256i>(bytes), load_as<__m256i>(bytes + 32)};
-    } else {
-      codes = codes_of_word<kBits>(place.word);
-    }
-    place.word += (Narrow ? m.word_columns() : 64) / 8 * kBits;
-    if constexpr (levels_of(kBits) > 0) {
-      codes.low = _mm256_shuffle_epi8(table, codes.low);
-      codes.high = _mm256_shuffle_epi8(table, codes.high);
-    } else if constexpr (kBits == 5) {
-      const __m256i up = _mm256_set1_epi8(kLevelOffset - 16);
-      codes.low = _mm256_add_epi8(codes.low, up);
-      codes.high = _mm256_add_epi8(codes.high, up);
-    }
-    return codes;
+// The words of a row under a mask, one after the other.
+template <int kBits>
+class MaskedWords {
+ public:
+  HMP_INLINE MaskedWords(const PackedMatrix& m, int64_t row, __m256i table)
+      : masks_(m.masks + row * m.words()), stream_(m.values), plane_bytes_(m.plane_bytes), next_(m.starts[row]),
+        table_(table), highest_(all_bytes<0x80>()), offset_(all_bytes<kLevelOffset>()) {
+    places_[0] = all_bytes<1>(), places_[1] = all_bytes<2>(), places_[2] = all_bytes<4>(), places_[3] = all_bytes<8>();
+  }
+
+  HMP_INLINE LevelBytes next() {
+    const uint64_t mask = *masks_++;
+    const int count = __builtin_popcountll(mask);
+    // A shuffle gives 0 where the highest bit is set.
+    const LevelBytes codes = plane_of_one<7>(~mask, highest_) | codes_from<0>(mask, count);
+    next_ += static_cast<uint32_t>(count);
+    return {_mm256_xor_si256(_mm256_shuffle_epi8(table_, codes.low), offset_),
+            _mm256_xor_si256(_mm256_shuffle_epi8(table_, codes.high), offset_)};
+  }
+
+ private:
+  template <int kPlane>
+  HMP_INLINE LevelBytes codes_from(uint64_t mask, int count) const {
+    const uint64_t bits = _pdep_u64(bits_of_stream(stream_ + kPlane * plane_bytes_, next_, count), mask);
+    const LevelBytes own = plane_of_one<kPlane>(bits, places_[kPlane]);
+    if constexpr (kPlane + 1 < kBits) return own | codes_from<kPlane + 1>(mask, count);
+    return own;
+  }
+
+  const uint64_t* masks_;
+  const char* stream_;
+  int64_t plane_bytes_;
+  uint64_t next_;
+  __m256i table_, highest_, offset_, places_[4];
+};
+
+// The next unmasked word.
+template <int kBits, bool Narrow>
+HMP_INLINE LevelBytes level_bytes(const PackedMatrix& m, __m256i table, const uint8_t*& word) {
+  LevelBytes codes;
+  if constexpr (Narrow) {
+    uint8_t bytes[kNarrowBytes];
+    narrow_codes(word, kBits, m.word_columns(), bytes);
+    codes = {load_as<__m256i>(bytes), load_as<__m256i>(bytes + 32)};
   } else {
-    const uint64_t mask = *place.masks++;
-    LevelBytes found;
-    found.low = masked_half<kBits>(m, table, static_cast<uint32_t>(mask), place.next);
-    found.high = masked_half<kBits>(m, table, static_cast<uint32_t>(mask >> 32), place.next);
-    return found;
+    codes = codes_of_word<kBits>(word);
+  }
+  word += (Narrow ? m.word_columns() : 64) / 8 * kBits;
+  if constexpr (levels_of(kBits) > 0) {
+    codes.low = _mm256_shuffle_epi8(table, codes.low);
+    codes.high = _mm256_shuffle_epi8(table, codes.high);
+  } else if constexpr (kBits == 5) {
+    const __m256i up = all_bytes<kLevelOffset - 16>();
+    codes.low = _mm256_add_epi8(codes.low, up);
+    codes.high = _mm256_add_epi8(codes.high, up);
+  }
+  return codes;
+}
+
+// Those of a row without one.
+template <int kBits>
+class WholeWords {
+ public:
+  HMP_INLINE WholeWords(const PackedMatrix& m, int64_t row, __m256i table)
+      : m_(m), word_(first_word(m, row)), table_(table) {}
+
+  HMP_INLINE LevelBytes next() {
+    return m_.columns <= kNarrow ? level_bytes<kBits, true>(m_, table_, word_)
+                                 : level_bytes<kBits, false>(m_, table_, word_);
+  }
+
+ private:
+  const PackedMatrix& m_;
+  const uint8_t* word_;
+  __m256i table_;
+};
+
+#else
+
+// Where a walk over the words of a row has come to.
+struct CodePlace {
+  const uint8_t* word = nullptr;    // without masks
+  const uint64_t* masks = nullptr;  // with them
+  uint64_t next = 0;                // and the number of the next kept weight
+
+  HMP_INLINE CodePlace(const PackedMatrix& m, int64_t row) {
+    if (m.masks == nullptr) {
+      word = first_word(m, row);
+    } else {
+      masks = m.masks + row * m.words();
+      next = m.starts[row];
+    }
+  }
+};
+
+// 64 levels, moved up by kLevelOffset. The place moves on.
+inline void next_levels(const PackedMatrix& m, int bits, CodePlace& place, uint8_t* to) {
+  std::memset(to, kLevelOffset, 64);
+  if (m.masks == nullptr) {
+    const int64_t width = m.word_columns();
+    for (int64_t column = 0; column < width; ++column) to[column] = level_byte(m, bits, code_at(place.word, bits, column, width));
+    place.word += width / 8 * bits;
+    return;
+  }
+  const uint64_t mask = *place.masks++;
+  for (int bit = 0; bit < 64; ++bit) {
+    if ((mask >> bit & 1) == 0) continue;
+    int code = 0;
+    for (int plane = 0; plane < bits; ++plane) {
+      const char* stream = m.values + plane * m.plane_bytes;
+      code |= (static_cast<uint8_t>(stream[place.next >> 3]) >> (place.next & 7) & 1) << plane;
+    }
+    to[column_of_bit(bit)] = level_byte(m, bits, code);
+    ++place.next;
   }
 }
 
@@ -205,27 +269,22 @@ HMP_INLINE LevelBytes next_level_bytes(const PackedMatrix& m, __m256i table, Cod
 // Walks over the words of a row: 64 levels at a time, moved up by kLevelOffset.
 template <int kBits, bool Dense>
 struct LevelWalker {
-  const PackedMatrix& m;
-  CodePlace place;
 #if defined(__AVX2__)
-  __m256i table;
-#endif
+  std::conditional_t<Dense, WholeWords<kBits>, MaskedWords<kBits>> words;
 
-  HMP_INLINE LevelWalker(const PackedMatrix& matrix, int64_t row) : m(matrix), place(matrix, row) {
-#if defined(__AVX2__)
-    table = level_table<kBits, Dense>(m);
-#endif
-  }
+  HMP_INLINE LevelWalker(const PackedMatrix& m, int64_t row) : words(m, row, level_table<kBits, Dense>(m)) {}
   HMP_INLINE void next(uint8_t* to) {
-#if defined(__AVX2__)
-    const LevelBytes found = Dense && m.columns <= kNarrow ? next_level_bytes<kBits, Dense, Dense>(m, table, place)
-                                                           : next_level_bytes<kBits, Dense, false>(m, table, place);
+    const LevelBytes found = words.next();
     store_as(to, found.low);
     store_as(to + 32, found.high);
-#else
-    next_levels(m, kBits, place, to);
-#endif
   }
+#else
+  const PackedMatrix& m;
+  CodePlace place;
+
+  HMP_INLINE LevelWalker(const PackedMatrix& matrix, int64_t row) : m(matrix), place(matrix, row) {}
+  HMP_INLINE void next(uint8_t* to) { next_levels(m, kBits, place, to); }
+#endif
 };
 
 // Calls `run` with the bits of codes, and whether there are masks, as constants; not at all with 0 bits.

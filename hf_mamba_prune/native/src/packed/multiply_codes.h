@@ -10,31 +10,32 @@ namespace HMP_ISA {
 
 // part + the products of 64 unsigned levels, at most 63, with bytes of at least -127: two products of neighbours are
 // added as 16 bits, which is enough for two pairs.
-HMP_INLINE __m256i add_products(__m256i part, LevelBytes w, const int8_t* x) {
+HMP_INLINE __m256i add_products(__m256i part, LevelBytes w, const int8_t* x,
+                                [[maybe_unused]] __m256i ones) {
 #if defined(__AVX512VNNI__) && defined(__AVX512VL__)
   part = _mm256_dpbusd_epi32(part, w.low, load_as<__m256i>(x));
   return _mm256_dpbusd_epi32(part, w.high, load_as<__m256i>(x + 32));
 #else
   const __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(w.low, load_as<__m256i>(x)),
                                          _mm256_maddubs_epi16(w.high, load_as<__m256i>(x + 32)));
-  return _mm256_add_epi32(part, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  return _mm256_add_epi32(part, _mm256_madd_epi16(pairs, ones));
 #endif
 }
 
 // A few rows with codes of the same bits, which share what is read of the vectors. All loops over rows and vectors are
 // unrolled, or the sums would live in memory.
-template <int kBits, bool Dense, bool Narrow, int Batch, int Rows>
+template <int kBits, bool Narrow, int Batch, int Rows>
 struct RowsByCodes {
   static constexpr int kWords = kGroup / 64;
   const PackedMatrix& m;
   const Vectors& v;
-  const __m256i table;
-  CodePlace places[2];
+  const __m256i table, ones;
+  const uint8_t* words[2];
   __m256i part[Rows][Batch];
   __m256 sum[Rows][Batch];
 
   HMP_INLINE RowsByCodes(const PackedMatrix& matrix, const Vectors& vectors, __m256i levels, int64_t one, int64_t other)
-      : m(matrix), v(vectors), table(levels), places{CodePlace(matrix, one), CodePlace(matrix, other)} {
+      : m(matrix), v(vectors), table(levels), ones(all_words_one()), words{first_word(matrix, one), first_word(matrix, other)} {
 #pragma GCC unroll 2
     for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 8
@@ -44,22 +45,20 @@ struct RowsByCodes {
 
   // Memory is asked for in whole: a core that guesses what comes next stops at each row's end.
   HMP_INLINE void fetch_group() const {
-    if constexpr (Dense) {
 #pragma GCC unroll 2
-      for (int r = 0; r < Rows; ++r) {
+    for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 4
-        for (int byte = 0; byte < kGroup / 8 * kBits; byte += 64) {
-          fetch_ahead(reinterpret_cast<const char*>(places[r].word) + byte);
-        }
+      for (int byte = 0; byte < kGroup / 8 * kBits; byte += 64) {
+        fetch_ahead(reinterpret_cast<const char*>(words[r]) + byte);
       }
     }
   }
   HMP_INLINE void add_word(int64_t word) {
 #pragma GCC unroll 2
     for (int r = 0; r < Rows; ++r) {
-      const LevelBytes w = next_level_bytes<kBits, Dense, Narrow>(m, table, places[r]);
+      const LevelBytes w = level_bytes<kBits, Narrow>(m, table, words[r]);
 #pragma GCC unroll 8
-      for (int b = 0; b < Batch; ++b) part[r][b] = add_products(part[r][b], w, v.bytes + b * v.padded + word * 64);
+      for (int b = 0; b < Batch; ++b) part[r][b] = add_products(part[r][b], w, v.bytes + b * v.padded + word * 64, ones);
     }
   }
   HMP_INLINE void add_group(int64_t group, int64_t groups, int64_t words) {
@@ -85,10 +84,10 @@ struct RowsByCodes {
 };
 
 // parts: (Batch, kBand), of which those of `rows` are filled.
-template <int kBits, bool Dense, bool Narrow, int Batch, int Rows>
+template <int kBits, bool Narrow, int Batch, int Rows>
 HMP_INLINE void few_rows_by_codes(const PackedMatrix& m, int64_t first, const int* rows, __m256i table,
                                   const Vectors& v, Floats (*parts)[kBand]) {
-  RowsByCodes<kBits, Dense, Narrow, Batch, Rows> own(m, v, table, first + rows[0], first + rows[Rows - 1]);
+  RowsByCodes<kBits, Narrow, Batch, Rows> own(m, v, table, first + rows[0], first + rows[Rows - 1]);
   const int64_t groups = v.padded / kGroup, words = m.words();
   for (int64_t group = 0; group < groups; ++group) own.add_group(group, groups, words - group * own.kWords);
 #pragma GCC unroll 2
@@ -99,30 +98,66 @@ HMP_INLINE void few_rows_by_codes(const PackedMatrix& m, int64_t first, const in
 }
 
 // Two rows at once where reading codes is little work beside the rest.
-template <int kBits, bool Dense, bool Narrow, int Batch>
+template <int kBits, bool Narrow, int Batch>
 HMP_INLINE void rows_in_pairs(const PackedMatrix& m, int64_t first, uint32_t which, const Vectors& v,
                               Floats (*parts)[kBand]) {
-  const __m256i table = level_table<kBits, Dense>(m);
+  const __m256i table = level_table<kBits, true>(m);
   for (; which != 0; which &= which - 1) {
     int rows[2] = {__builtin_ctz(which)};
-    if constexpr (Dense && kBits <= 3 && Batch <= 2) {
+    if constexpr (kBits <= 3 && Batch <= 2) {
       const uint32_t rest = which & (which - 1);
       if (rest != 0) {
         which = rest;
         rows[1] = __builtin_ctz(which);
-        few_rows_by_codes<kBits, Dense, Narrow, Batch, 2>(m, first, rows, table, v, parts);
+        few_rows_by_codes<kBits, Narrow, Batch, 2>(m, first, rows, table, v, parts);
         continue;
       }
     }
-    few_rows_by_codes<kBits, Dense, Narrow, Batch, 1>(m, first, rows, table, v, parts);
+    few_rows_by_codes<kBits, Narrow, Batch, 1>(m, first, rows, table, v, parts);
+  }
+}
+
+// A row under a mask.
+template <int kBits, int Batch>
+HMP_INLINE void masked_row_by_codes(const PackedMatrix& m, int64_t row, __m256i table, const Vectors& v,
+                                    __m256 (&sum)[Batch]) {
+  MaskedWords<kBits> from(m, row, table);
+  const __m256i ones = all_words_one();
+  const int64_t groups = v.padded / kGroup;
+  const int8_t* x = v.bytes;
+  for (int64_t group = 0, left = m.words(); group < groups; ++group, left -= kGroup / 64) {
+    __m256i part[Batch];
+#pragma GCC unroll 8
+    for (int b = 0; b < Batch; ++b) part[b] = load_as<__m256i>(v.corrections + (b * groups + group) * 16);
+#pragma GCC unroll 1
+    for (int64_t word = smaller(left, kGroup / 64); word > 0; --word, x += 64) {
+      const LevelBytes w = from.next();
+#pragma GCC unroll 8
+      for (int b = 0; b < Batch; ++b) part[b] = add_products(part[b], w, x + b * v.padded, ones);
+    }
+#pragma GCC unroll 8
+    for (int b = 0; b < Batch; ++b) {
+      sum[b] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(part[b]), _mm256_set1_ps(v.scales[b * groups + group]), sum[b]);
+    }
   }
 }
 
 // `which`: the rows of the band that have codes of these bits; parts: (Batch, kBand).
 template <int kBits, bool Dense, int Batch>
 void rows_by_codes(const PackedMatrix& m, int64_t first, uint32_t which, const Vectors& v, Floats (*parts)[kBand]) {
-  if (Dense && m.columns <= kNarrow) return rows_in_pairs<kBits, Dense, Dense, Batch>(m, first, which, v, parts);
-  rows_in_pairs<kBits, Dense, false, Batch>(m, first, which, v, parts);
+  if constexpr (Dense) {
+    if (m.columns <= kNarrow) return rows_in_pairs<kBits, true, Batch>(m, first, which, v, parts);
+    return rows_in_pairs<kBits, false, Batch>(m, first, which, v, parts);
+  } else {
+    const __m256i table = level_table<kBits, false>(m);
+    for (; which != 0; which &= which - 1) {
+      const int row = __builtin_ctz(which);
+      __m256 sum[Batch] = {};
+      masked_row_by_codes<kBits, Batch>(m, first + row, table, v, sum);
+#pragma GCC unroll 8
+      for (int b = 0; b < Batch; ++b) store_as(&parts[b][row], sum[b]);
+    }
+  }
 }
 
 #else

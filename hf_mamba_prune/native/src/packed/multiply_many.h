@@ -72,6 +72,7 @@ struct LevelsOfRow {
 // parts[token][row]: sums in lanes of kTileTokens vectors with kTileRows rows of bytes.
 HMP_INLINE void multiply_tile(const uint8_t* weights, const ManyVectors& v, int64_t token, int64_t words,
                               __m256 (*parts)[kTileRows]) {
+  const __m256i ones = all_words_one();
   for (int64_t group = 0; group < v.groups; ++group) {
     const int64_t place = token * v.groups + group;
     __m256i part[kTileTokens][kTileRows];
@@ -93,7 +94,7 @@ HMP_INLINE void multiply_tile(const uint8_t* weights, const ManyVectors& v, int6
 #pragma GCC unroll 4
       for (int b = 0; b < kTileTokens; ++b) {
 #pragma GCC unroll 2
-        for (int r = 0; r < kTileRows; ++r) part[b][r] = add_products(part[b][r], w[r], x + b * v.padded);
+        for (int r = 0; r < kTileRows; ++r) part[b][r] = add_products(part[b][r], w[r], x + b * v.padded, ones);
       }
     }
 #pragma GCC unroll 4

@@ -13,11 +13,14 @@ constexpr int64_t kGroup = 256;    // columns that share a scale when the vector
 constexpr int64_t kNarrow = 32;    // columns up to which words of codes are as narrow; they are slower to read
 constexpr int64_t kReadable = 64;  // bytes that must be readable behind the last value, but for unmasked floats
 
+// The column in its word of a bit of a plane of single bits, as the masks of codes are; and the bit of a column.
+constexpr int column_of_bit(int bit) { return (bit & 7) << 3 | bit >> 3; }
+
 // Weights (rows, columns). The kept values of a row follow each other, and the rows follow each other.
 struct PackedMatrix {
   int64_t rows = 0, columns = 0;
   Coding coding = Coding::kFloat32;
-  const uint64_t* masks = nullptr;  // (rows, words()), bit = column, beyond the last one 0; null: every weight is kept
+  const uint64_t* masks = nullptr;  // (rows, words()), beyond the last column 0; null: every weight is kept
   const char* values = nullptr;
   const uint32_t* starts = nullptr; // (rows): index of the row's first value; null without masks
   const float* scales = nullptr;    // (rows), integers only
