@@ -1,13 +1,16 @@
-"""Decode and prefill of codes of a few bits, in turn with llama.cpp's Q4_K_M and the other forms of the same shape.
+"""Speed against size: codes of a few bits, in turn with llama.cpp's types and the other forms of the same shape.
 
-    python benchmarks/few_bits_runtime.py [--shapes 130m 370m] [--bits 2.5] [--llama FOLDER] [--rounds 5]
+    python benchmarks/few_bits_runtime.py [--shapes 130m 370m] [--bits 4.25 3.25 2.5 2.1] [--masked 2.5 2.1]
+        [--llama FOLDER] [--kinds Q8_0 Q4_K_M Q3_K_M Q2_K] [--rounds 5]
+    python benchmarks/few_bits_runtime.py --table
 
 Random weights in the shapes of mamba-130m and mamba-370m; speed does not depend on the values. Rows of in_proj and
-out_proj have two neighbouring widths so that a projection weight takes `--bits`, scales and all, or all of them masks
-and codes of 2 bits that come to as much, of which a budget chooses some; embeddings and head have 6 bits. Two threads;
-each figure is the best of the rounds, and every round runs each form once in a process of its own, so that another
-tenant of the machine slows all of them alike: 512 tokens of a prompt, 64 by `generate`, and 64 by forwards of one
-token, which is what llama.cpp's own loop does.
+out_proj have two neighbouring widths so that a projection weight takes `--bits`, scales and all; with `--masked` all
+of them have masks and codes of 2 bits that come to as much, of which a budget chooses some. Embeddings and head have 6
+bits. Two threads; each figure is the best of the rounds, and every round runs each form once in a process of its own,
+so that another tenant of the machine slows all of them alike: 512 tokens of a prompt, 64 by `generate`, and 64 by
+forwards of one token, which is what llama.cpp's own loop does. A run replaces the lines of its shapes in
+results/few_bits_runtime.jsonl; tables (results/few_bits_runtime.md) and results/speed_by_size.png are of that file.
 """
 
 from __future__ import annotations
@@ -18,10 +21,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from few_bits_runtime_tables import RESULTS, write_tables
 from packed_runtime import NEW_TOKENS, SHAPES, build, write_pack
 
 from hf_mamba_prune.measure.environment import hardware
@@ -33,9 +37,40 @@ from hf_mamba_prune.packed.tensors import PackedTensor
 from hf_mamba_prune.repair.levels import level_table
 
 sys.path.append(str(Path(__file__).parent / "rivals"))
-from llama_speed import measure_speed, write_files
+from llama_speed import KINDS, measure_speed, write_files
 
-KIND = "Q4_K_M"
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One form of a shape, the best of the rounds.
+
+    Args:
+        shape: 130m or 370m.
+        form: in words; llama.cpp's file type.
+        llama: whether llama.cpp runs it.
+        bits: of a projection weight, where they were asked for.
+        file_bytes, dense_bytes: of the file, and of the dense weights in bfloat16.
+        memory_bytes: of our own process beyond an empty one.
+        prefill, generate, forwards: tokens a second; llama.cpp's loop is `forwards`.
+        processor: with its cores and the threads that were used.
+    """
+
+    shape: str
+    form: str
+    llama: bool = False
+    bits: float | None = None
+    file_bytes: int
+    dense_bytes: int
+    memory_bytes: int | None = None
+    prefill: float = 0.0
+    generate: float = 0.0
+    forwards: float = 0.0
+    processor: str
+
+
+def best(row: Row, **speeds: float) -> Row:
+    """With the speeds of another round, where they are higher."""
+    return replace(row, **{name: max(getattr(row, name), speed) for name, speed in speeds.items()})
 
 
 def coded(rows: int, columns: int, bits: torch.Tensor, seed: int) -> PackedTensor:
@@ -113,66 +148,65 @@ def forwards_apart(folder: Path) -> float:
     return float(json.loads(done.stdout.splitlines()[-1]))
 
 
-def run_shape(shape: str, bits: float, llama: Path | None, rounds: int) -> None:
-    print(f"\n## mamba-{shape} shape\n")
+def write_forms(shape: str, root: Path, arguments: argparse.Namespace, processor: str) -> list[tuple[Row, Path]]:
+    """All forms of a shape as files."""
+    model = build(shape, 0.7)
+    model.save_pretrained(root / "dense")
+    dense = sum(parameter.numel() * 2 for parameter in model.parameters())
+    write_pack(model, root / "int8", "int8")
+    named: list[tuple[str, float | None, bool, Path]] = [
+        ("native kernels, dense bf16", None, False, root / "dense"),
+        ("packed, int8, 70 % zeros", None, False, root / "int8"),
+    ]
+    for masks, sizes in ((False, arguments.bits), (True, arguments.masked)):
+        for bits in sizes:
+            taken = put_on_bits(model, bits, masks)
+            folder = root / f"{bits}-{masks}"
+            pack_model(model, torch.bfloat16, "rounded").save_pretrained(folder)
+            named.append((f"packed, {taken:.2f} bits{', all under masks' if masks else ''}", taken, False, folder))
+    del model
+    if arguments.llama:
+        files = write_files(root / "dense", arguments.llama, root / "llama", tuple(arguments.kinds))
+        named += [(f"llama.cpp {kind}", None, True, path) for kind, path in files.items()]
+    forms = []
+    for form, bits, llama, path in named:
+        size = path.stat().st_size if llama else sum(own.stat().st_size for own in path.glob("*.safetensors"))
+        own = Row(
+            shape=shape, form=form, llama=llama, bits=bits, file_bytes=size, dense_bytes=dense, processor=processor
+        )
+        forms.append((own, path))
+    return forms
+
+
+def measure_form(row: Row, path: Path, llama: Path | None) -> Row:
+    """One more round of one form."""
+    if row.llama:
+        found = measure_speed(row.form.split()[-1], path, llama, torch.get_num_threads(), NEW_TOKENS)
+        return best(row, prefill=found.prefill, forwards=found.decode)
+    packed = path.name != "dense"
+    own = measure_apart(PACKED if packed else NATIVE, path, NEW_TOKENS)
+    row = best(row, prefill=own.prefill_tokens_per_second, generate=own.decode_tokens_per_second)
+    return replace(best(row, forwards=forwards_apart(path) if packed else 0.0), memory_bytes=own.memory_bytes)
+
+
+def measure_shape(shape: str, arguments: argparse.Namespace, processor: str) -> list[Row]:
     with tempfile.TemporaryDirectory() as temporary:
-        root = Path(temporary)
-        model = build(shape, 0.7)
-        model.save_pretrained(root / "dense")
-        dense_bytes = sum(parameter.numel() * 2 for parameter in model.parameters())
-        write_pack(model, root / "int8", "int8")
-        taken = put_on_bits(model, bits)
-        pack_model(model, torch.bfloat16, "rounded").save_pretrained(root / "codes")
-        under = put_on_bits(model, bits, masks=True)
-        pack_model(model, torch.bfloat16, "rounded").save_pretrained(root / "masks")
-        del model
-        files = write_files(root / "dense", llama, root / "llama", (KIND,)) if llama else {}
-        forms = {
-            "native kernels, dense bf16": (NATIVE, root / "dense"),
-            "packed, int8, 70 % zeros": (PACKED, root / "int8"),
-            f"packed, {under:.3f} bits, all under masks": (PACKED, root / "masks"),
-            f"packed, {taken:.3f} bits": (PACKED, root / "codes"),
-        }
-        found: dict = {}
-        steps = dict.fromkeys(forms, 0.0)
-        rival = (0.0, 0.0)
-        for _ in range(rounds):
-            for name, (kind, folder) in forms.items():
-                own = measure_apart(kind, folder, NEW_TOKENS)
-                before = found.get(name, own)
-                decode = max(own.decode_tokens_per_second, before.decode_tokens_per_second)
-                prefill = max(own.prefill_tokens_per_second, before.prefill_tokens_per_second)
-                found[name] = replace(own, decode_tokens_per_second=decode, prefill_tokens_per_second=prefill)
-                if kind == PACKED:
-                    steps[name] = max(steps[name], forwards_apart(folder))
-            for path in files.values():
-                speed = measure_speed(KIND, path, llama, torch.get_num_threads(), NEW_TOKENS)
-                rival = max(rival[0], speed.decode), max(rival[1], speed.prefill)
-        names = ("", "file, MB", "x bf16", "memory, MB", "prefill", "generate", "forwards of a token")
-        print(f"| {' | '.join(names)} |\n|{'---|' * len(names)}")
-        for name, own in found.items():
-            alone = f"{steps[name]:.0f}" if steps[name] else ""
-            rates = f"{own.prefill_tokens_per_second:.0f} | {own.decode_tokens_per_second:.0f} | {alone}"
-            size = own.file_bytes
-            print(f"| {name} | {size / 1e6:.1f} | {size / dense_bytes:.3f} | {own.memory_bytes / 1e6:.0f} | {rates} |")
-        for path in files.values():
-            size, (decode, prefill) = path.stat().st_size, rival
-            sizes = f"{size / 1e6:.1f} | {size / dense_bytes:.3f}"
-            print(f"| llama.cpp {KIND} | {sizes} | | {prefill:.0f} | | {decode:.0f} |")
-            last, name = list(found.values())[-1], list(found)[-1]
-            print(
-                f"\nBeside llama.cpp {KIND}: forwards {steps[name] / decode:.2f} x, generate "
-                f"{last.decode_tokens_per_second / decode:.2f} x, prefill "
-                f"{last.prefill_tokens_per_second / prefill:.2f} x."
-            )
+        forms = write_forms(shape, Path(temporary), arguments, processor)
+        for number in range(arguments.rounds):
+            forms = [(measure_form(row, path, arguments.llama), path) for row, path in forms]
+            print(f"mamba-{shape}: round {number + 1} of {arguments.rounds}", flush=True)
+    return [row for row, _ in forms]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="*", choices=list(SHAPES), default=list(SHAPES))
-    parser.add_argument("--bits", type=float, default=2.5)
+    parser.add_argument("--bits", type=float, nargs="*", default=[4.25, 3.25, 2.5, 2.1])
+    parser.add_argument("--masked", type=float, nargs="*", default=[2.5, 2.1])
     parser.add_argument("--llama", type=Path, help="folder of rivals/llama_library.py")
+    parser.add_argument("--kinds", nargs="*", choices=KINDS, default=[kind for kind in KINDS if kind != "F16"])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--table", action="store_true", help="only write the tables of what has been measured")
     parser.add_argument("--forwards", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(2)
@@ -180,9 +214,13 @@ def main() -> None:
         print(json.dumps(forwards(arguments.forwards)))
         return
     facts = hardware(torch.device("cpu"))
-    print(f"{facts['processor']}, {facts['cores']} cores, {torch.get_num_threads()} threads, {facts['kernels']}")
-    for shape in arguments.shapes:
-        run_shape(shape, arguments.bits, arguments.llama, arguments.rounds)
+    processor = f"{facts['processor']}, {facts['cores']} cores, 2 threads, {facts['kernels']}"
+    for shape in [] if arguments.table else arguments.shapes:
+        rows = [asdict(row) for row in measure_shape(shape, arguments, processor)]
+        before = RESULTS.read_text().splitlines() if RESULTS.is_file() else []
+        kept = [line for line in before if json.loads(line)["shape"] != shape]
+        RESULTS.write_text("".join(f"{line}\n" for line in [*kept, *map(json.dumps, rows)]))
+    write_tables()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """How the loss of pruning grows with the tokens that a model has seen per parameter: one small model, trained long.
 
     python benchmarks/tokens_per_parameter.py --out tpp --text enwiki.txt.xz --tokenizer mamba-wiki-3m
-    python benchmarks/tokens_per_parameter.py --out tpp --measure [--sparsity 0.5 0.7] [--recover N] [--seeds 0 1]
+    python benchmarks/tokens_per_parameter.py --out tpp --measure [--sparsity 0.5 0.7 | --bits 3.25 2.1] [--recover N]
+        [--seeds 0 1]
     python benchmarks/tokens_per_parameter.py --table
 
 The first trains a Mamba of 990,848 weights (4 layers, d_model 128, tied embeddings of 4,096 entries) on 28,000
@@ -12,11 +13,11 @@ rate, is decayed by 1 - sqrt(x) and stays in OUT/tokens-N; then the trunk goes o
 state is saved every five minutes and a stopped run goes on from it; OUT/log.jsonl has step, tokens, loss and tokens
 per second. On glibc, MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4000000000 spares the kernel much work.
 
-The second prunes each checkpoint that is there, calibrated (and with --recover trained) on sequences of the text that
-no checkpoint has seen, and measures it on the first 40 windows of 1,024 tokens of WikiText's raw test text. Each
-measurement is a line of results/tokens_per_parameter.jsonl as soon as it is there, and is not made again. The third
-writes the tables, the fits and the picture of that file. The data folder is that of the environment variable
-HF_MAMBA_PRUNE_DATA (default ../shared/data).
+The second prunes each checkpoint that is there, or rounds it to a budget of bits, calibrated (and with --recover
+trained) on sequences of the text that no checkpoint has seen, and measures it on the first 40 windows of 1,024 tokens
+of WikiText's raw test text. Each measurement is a line of results/tokens_per_parameter.jsonl as soon as it is there,
+and is not made again. The third writes the tables, the fits and the picture of that file. The data folder is that
+of the environment variable HF_MAMBA_PRUNE_DATA (default ../shared/data).
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ class Run:
 
     Args:
         target: tokens per parameter of the checkpoint.
-        sparsity: of the projections.
-        bits: that the kept weights are rounded to; None: not rounded.
+        sparsity: of the projections, 0 with bits.
+        bits: that a projection weight may take in all; None: not rounded.
         steps: of the recovery, 8 x 512 tokens each; 0: one-shot.
         rate: peak learning rate of the recovery, 0 without one.
         seed: of the calibration and the recovery.
@@ -61,14 +62,15 @@ class Run:
 
     target: int
     sparsity: float
-    bits: int | None
+    bits: float | None
     steps: int
     rate: float
     seed: int
 
     def config(self) -> PruningConfig:
-        """How to prune; rounding to `bits` belongs here and nowhere else, as a field of the config."""
-        return PruningConfig(sparsity=self.sparsity, seed=self.seed)
+        """How to prune or round."""
+        size = {"sparsity": self.sparsity} if self.bits is None else {"bits": self.bits}
+        return PruningConfig(seed=self.seed, **size)
 
     def recovery(self, text: TextSource) -> Recovery | None:
         """How to train afterwards."""
@@ -114,10 +116,11 @@ def measure(out: Path, runs: list[Run]) -> Iterator[dict]:
 def missing(arguments: argparse.Namespace) -> list[Run]:
     """What was asked for, has its checkpoint, and is not in the results."""
     lines = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.is_file() else []
+    sizes = [(sparsity, None) for sparsity in arguments.sparsity] + [(0.0, bits) for bits in arguments.bits]
     runs = [
-        Run(target=target, sparsity=sparsity, bits=None, steps=steps, rate=arguments.lr if steps else 0.0, seed=seed)
-        for target, seed, steps, sparsity in itertools.product(
-            sorted(arguments.targets), arguments.seeds, arguments.recover, arguments.sparsity
+        Run(target=target, sparsity=sparsity, bits=bits, steps=steps, rate=arguments.lr if steps else 0.0, seed=seed)
+        for target, seed, steps, (sparsity, bits) in itertools.product(
+            sorted(arguments.targets), arguments.seeds, arguments.recover, sizes
         )
         if checkpoint(arguments.out, target).is_dir()
     ]
@@ -132,7 +135,8 @@ def main() -> None:
     parser.add_argument("--targets", type=int, nargs="+", default=TARGETS, help="tokens per parameter")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--measure", action="store_true", help="prune and measure the checkpoints that are there")
-    parser.add_argument("--sparsity", type=float, nargs="+", default=SPARSITIES)
+    parser.add_argument("--sparsity", type=float, nargs="*", default=SPARSITIES)
+    parser.add_argument("--bits", type=float, nargs="*", default=[], help="of a projection weight, in all")
     parser.add_argument("--recover", type=int, nargs="+", default=[0], help="steps of 8 x 512 tokens; 0: one-shot")
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate of the recovery")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])

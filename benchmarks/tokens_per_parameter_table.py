@@ -21,8 +21,8 @@ RESULTS = Path(
 )
 PASS = 28_000 * 512  # tokens of the text that is trained on, again and again
 
-Setting = tuple[int, float, int | None]  # recovery steps, its rate, bits
-Rises = dict[float, dict[int, float]]  # sparsity -> tokens per parameter -> rise of the loss, nats
+Setting = tuple[int, float, bool]  # recovery steps, its rate, whether sizes are bits and not sparsities
+Rises = dict[float, dict[int, float]]  # size -> tokens per parameter -> rise of the loss, nats
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,13 @@ def fit(rises: dict[int, float]) -> Power | None:
 
 
 def settings(lines: Sequence[dict]) -> dict[Setting, Rises]:
-    """Mean rise over the seeds, for each way to recover and round."""
+    """Mean rise over the seeds, for each way to recover and to be small."""
     found: dict[Setting, dict[float, dict[int, list[float]]]] = {}
-    for line in sorted(lines, key=lambda line: (line["steps"], line["bits"] or 99, line["sparsity"], line["target"])):
-        rises = found.setdefault((line["steps"], line["rate"], line["bits"]), {}).setdefault(line["sparsity"], {})
+    for line in sorted(
+        lines, key=lambda line: (line["steps"], -(line["bits"] or 99), line["sparsity"], line["target"])
+    ):
+        size = line["bits"] or line["sparsity"]
+        rises = found.setdefault((line["steps"], line["rate"], line["bits"] is not None), {}).setdefault(size, {})
         rises.setdefault(line["target"], []).append(line["rise"])
     return {
         setting: {
@@ -74,11 +77,9 @@ def settings(lines: Sequence[dict]) -> dict[Setting, Rises]:
 
 def title(setting: Setting) -> str:
     """A setting in words."""
-    steps, rate, bits = setting
-    rounded = "" if bits is None else f", kept weights at {bits} bits"
-    if not steps:
-        return f"One-shot{rounded}"
-    return f"Recovered for {steps} steps of 8 x 512 tokens at {rate:g}{rounded}"
+    steps, rate, in_bits = setting
+    how = "Rounded" if in_bits else "Pruned"
+    return f"{how}, then {steps} steps of 8 x 512 tokens at {rate:g}" if steps else f"{how}, one-shot"
 
 
 def checkpoints(lines: Sequence[dict]) -> list[str]:
@@ -94,15 +95,16 @@ def checkpoints(lines: Sequence[dict]) -> list[str]:
     return rows
 
 
-def rise_table(rises: Rises) -> list[str]:
-    """x dense perplexity by sparsity and tokens per parameter, with the fitted power of each sparsity."""
+def rise_table(rises: Rises, in_bits: bool) -> list[str]:
+    """x dense perplexity by size and tokens per parameter, with the fitted power of each size."""
     targets = sorted({target for own in rises.values() for target in own})
     seen = " | ".join(f"{target} seen" for target in targets)
-    head = f"| sparsity | {seen} | exponent | residual | last from the others | at 500 |"
+    head = f"| {'bits' if in_bits else 'sparsity'} | {seen} | exponent | residual | last from the others | at 500 |"
     rows = [head, "|" + "---|" * (len(targets) + 5)]
-    for sparsity, own in rises.items():
+    for size, own in rises.items():
         cells = [_cell(own.get(target)) for target in targets]
-        rows.append("| " + " | ".join([f"{sparsity:.0%}", *cells, *_fit_cells(own)]) + " |")
+        shown = f"{size:g}" if in_bits else f"{size:.0%}"
+        rows.append("| " + " | ".join([shown, *cells, *_fit_cells(own)]) + " |")
     return rows
 
 
@@ -128,8 +130,8 @@ def write_table() -> None:
     text = [
         "`benchmarks/tokens_per_parameter.py --table`, from the measurements in `tokens_per_parameter.jsonl`; the "
         "picture is `tokens_per_parameter.png`.",
-        f"One Mamba of {lines[0]['weights']:,} weights, decayed at several lengths of one training, pruned with the "
-        "defaults; first 40 windows of 1,024",
+        f"One Mamba of {lines[0]['weights']:,} weights, decayed at several lengths of one training, pruned or rounded "
+        "with the defaults; first 40 windows of 1,024",
         f"tokens of WikiText-103's raw test text; seeds {', '.join(map(str, seeds))}. Past the first pass the text is "
         "seen again: the later checkpoints have not seen new words.",
         "",
@@ -144,13 +146,13 @@ def write_table() -> None:
         "Beyond the longest training nothing was measured. Rises of zero or less are not in the fits.",
     ]
     for setting, rises in found.items():
-        text += ["", f"## {title(setting)}", "", *rise_table(rises)]
+        text += ["", f"## {title(setting)}", "", *rise_table(rises, setting[2])]
     RESULTS.with_suffix(".md").write_text("\n".join(text) + "\n")
     _draw(found)
 
 
 def _draw(found: dict[Setting, Rises]) -> None:
-    """Rise against sparsity: a panel for each setting, a line for each tokens per parameter."""
+    """Rise against size: a panel for each setting, a line for each tokens per parameter."""
     figure, grid = plt.subplots(
         1, len(found), figsize=(1.5 + 4.5 * len(found), 4.2), sharey=True, squeeze=False, layout="constrained"
     )
@@ -158,10 +160,11 @@ def _draw(found: dict[Setting, Rises]) -> None:
     colors = dict(zip(targets, plt.get_cmap("viridis")(np.linspace(0.85, 0, len(targets))), strict=True))
     for axes, (setting, rises) in zip(grid[0], found.items(), strict=True):
         for target in targets:
-            points = [(100 * sparsity, own[target]) for sparsity, own in rises.items() if own.get(target, 0) > 0]
+            scale = 1 if setting[2] else 100
+            points = [(scale * size, own[target]) for size, own in rises.items() if own.get(target, 0) > 0]
             if points:
                 axes.plot(*zip(*points, strict=True), marker="o", color=colors[target], label=str(target))
-        axes.set(xlabel="zeros in the projections, %", yscale="log")
+        axes.set(xlabel="bits of a projection weight" if setting[2] else "zeros in the projections, %", yscale="log")
         axes.set_title(title(setting), fontsize=9)
         axes.grid(alpha=0.3, which="both")
     grid[0][0].set_ylabel("rise of the loss, nats")

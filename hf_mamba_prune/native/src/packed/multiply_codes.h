@@ -197,18 +197,37 @@ struct RowsOfBand {
   }
 };
 
+// The rows of a band that have each width, as bits; those that are not there have 0.
+inline void rows_by_width(const uint8_t* row_bits, int count, uint32_t (&which)[7]) {
+  alignas(16) uint8_t widths[kBand] = {};
+  std::memcpy(widths, row_bits, count);
+#if defined(__AVX2__)
+  static_assert(kBand == 16);
+  const __m128i all = load_as<__m128i>(widths);
+#pragma GCC unroll 7
+  for (int bits = 0; bits < 7; ++bits) {
+    which[bits] = static_cast<uint32_t>(_mm_movemask_epi8(_mm_cmpeq_epi8(all, _mm_set1_epi8(static_cast<char>(bits)))));
+  }
+#else
+  for (uint32_t& rows : which) rows = 0;
+  for (int row = 0; row < kBand; ++row) which[widths[row]] |= 1u << row;
+#endif
+}
+
 // Rows of one width after those of another, so that what comes next is seldom guessed wrong.
 template <int Batch>
 void band_by_codes(const PackedMatrix& m, int64_t first, int count, const Vectors& v, float* sums) {
-  Floats parts[Batch][kBand] = {};
+  Floats parts[Batch][kBand];
+  uint32_t which[7] = {((1u << kBand) - 1) & ~((1u << count) - 1)};
+  if (m.masks == nullptr) rows_by_width(m.row_bits + first, count, which);
+  for (uint32_t rows = which[0]; rows != 0; rows &= rows - 1) {
+    for (int b = 0; b < Batch; ++b) parts[b][__builtin_ctz(rows)] = Floats{};
+  }
   if (m.masks != nullptr) {
     with_bits(row_of(m.coding).bits, false, RowsOfBand<Batch>{m, first, (1u << count) - 1, v, parts});
-  } else {
-    uint32_t which[7] = {};
-    for (int row = 0; row < count; ++row) which[m.row_bits[first + row]] |= 1u << row;
-    for (int bits = 1; bits < 7; ++bits) {
-      if (which[bits] != 0) with_bits(bits, true, RowsOfBand<Batch>{m, first, which[bits], v, parts});
-    }
+  }
+  for (int bits = 1; bits < 7; ++bits) {
+    if (which[bits] != 0) with_bits(bits, true, RowsOfBand<Batch>{m, first, which[bits], v, parts});
   }
   add_lanes<Batch>(parts, sums);
 }
