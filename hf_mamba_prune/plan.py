@@ -17,6 +17,7 @@ from hf_mamba_prune.masks.budget import total_to_prune
 from hf_mamba_prune.masks.calibration import GRADIENT_TERMS
 from hf_mamba_prune.masks.scores import build_score
 from hf_mamba_prune.measure.environment import in_bfloat16
+from hf_mamba_prune.measure.expectation import Expectation, expect
 from hf_mamba_prune.models.architectures import architecture_of
 from hf_mamba_prune.models.model_config import ModelConfig
 from hf_mamba_prune.models.targets import Target
@@ -72,6 +73,7 @@ class Plan:
         bits: of a projection weight that it is rounded to, scales and all; None: to no budget of bits.
         file_bytes: of the packed file that it is rounded to; None: to no size.
         code_bits: of the codes that kept weights are rounded to; None: they are not.
+        expectation: what it may cost in quality.
     """
 
     weights: int
@@ -84,6 +86,7 @@ class Plan:
     bits: float | None = None
     file_bytes: int | None = None
     code_bits: int | None = None
+    expectation: Expectation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,13 +99,16 @@ class _Cost:
     made: float = 0
 
 
-def make_plan(model: PreTrainedModel, config: PruningConfig, training: TrainingSize | None = None) -> Plan:
+def make_plan(
+    model: PreTrainedModel, config: PruningConfig, training: TrainingSize | None = None, source: str = ""
+) -> Plan:
     """Plan a run.
 
     Args:
         model: may be on the meta device.
         config: how to prune.
         training: after pruning, or while pruning; None: not at all.
+        source: Hub id of the model, by which it is known how long it was trained.
 
     Raises:
         ValueError: the config does not fit the model.
@@ -150,6 +156,7 @@ def make_plan(model: PreTrainedModel, config: PruningConfig, training: TrainingS
         bits=config.bits,
         file_bytes=config.size,
         code_bits=config.code_bits,
+        expectation=expect(source, weights, config),
     )
 
 

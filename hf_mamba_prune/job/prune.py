@@ -86,7 +86,7 @@ class PruningJob:
             RuntimeError: the Hub refuses.
         """
         training = None if self.recovery is None else self.recovery.size
-        return make_plan(skeleton or self.model.skeleton(), self.config, training)
+        return make_plan(skeleton or self.model.skeleton(), self.config, training, self.model.source)
 
     def prepare(self, plan: Plan | None = None) -> PreparedJob:
         """Read all but the weights, and refuse whatever can be refused without them; nothing is written.
