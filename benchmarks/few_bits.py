@@ -5,10 +5,10 @@
     python benchmarks/few_bits.py --table benchmarks/results/few_bits.jsonl
 
 Calibrated on 128 x 512 tokens of the text, measured on the first windows of WikiText-103's raw test text (all of it
-without --windows), the dense model beside it; projections, embeddings and head rounded, as the packed file holds them.
-With --no-zeros no weight may have a mask; with --values the kept weights of a sparse model are rounded instead: both
-for the comparison of zeros and bits. Rows that are there are not measured again. The data folder is that of
-HF_MAMBA_PRUNE_DATA (default ../shared/data).
+without --windows), the dense model beside it, with the divergence to it and how many of 64 greedy tokens are the same;
+projections, embeddings and head rounded, as the packed file holds them. With --no-zeros no weight may have a mask; with
+--values the kept weights of a sparse model are rounded instead: both for the comparison of zeros and bits. Rows that
+are there are not measured again. The data folder is that of HF_MAMBA_PRUNE_DATA (default ../shared/data).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 import torch
+from likeness import Reference
 
 from hf_mamba_prune import Evaluation, PruningConfig, load_model, prune, read_text, use_native
 from hf_mamba_prune.bits.model import measure_rows, round_model
@@ -46,7 +47,7 @@ def main() -> None:
     parser.add_argument("--sparsity", type=float, default=0.5)
     arguments = parser.parse_args()
     if arguments.table is not None:
-        print(table(rows_of(arguments.table)))
+        print(table(rows_of(arguments.table)), likeness_table(rows_of(arguments.table)), sep="\n\n")
         return
     measure(arguments)
 
@@ -70,6 +71,7 @@ def measure(arguments: argparse.Namespace) -> None:
     name = Path(arguments.model).name
     with use_native(model):
         base = evaluation.run(model, tokenizer)
+        references = {text.name: Reference.of(model, tokenizer, text) for text in evaluation.texts}
         for seed in arguments.seeds:
             measured, targets = None, find_targets(model)
             for size in arguments.bits if arguments.values is None else [None]:
@@ -96,6 +98,7 @@ def measure(arguments: argparse.Namespace) -> None:
                 ratios = {own.text: own.perplexity / was.perplexity for own, was in zip(found, base, strict=True)}
                 row = key | {"got": facts.bits, "head": facts.embedding_bits, "x": ratios, "seconds": seconds}
                 row |= {"masked": {own.name: own.zeros for own in facts.components}}
+                row |= {"like": {name: reference.likeness(model) for name, reference in references.items()}}
                 row |= {"expected": facts.expected_rise, "dense": {was.text: was.perplexity for was in base}}
                 with arguments.out.open("a") as file:
                     file.write(json.dumps(row) + "\n")
@@ -117,6 +120,25 @@ def table(rows: list[dict]) -> str:
         bits, mean = statistics.mean(row["got"] for row in own), statistics.mean(values)
         spread = f"{min(values):.4f} to {max(values):.4f}"
         lines.append(f"| {model} | {asked} | {bits:.3f} | {text} | {mean:.4f} | {spread} | {len(own)} |")
+    return "\n".join(lines)
+
+
+def likeness_table(rows: list[dict]) -> str:
+    """Markdown: what stands beside perplexity, means over seeds."""
+    lines = [
+        "| model | bits | masks | text | KL, nats a token | greedy tokens that agree | repeated 4-grams | dense |"
+    ]
+    lines.append("|" + "---|" * 8)
+    groups: dict[tuple, list[dict]] = {}
+    for row in sorted(rows, key=lambda row: (row["model"], -row["got"])):
+        for text, like in row.get("like", {}).items():
+            masks = "none" if not any(row["masked"].values()) else "some"
+            groups.setdefault((row["model"], f"{row['got']:.2f}", masks, text), []).append(like)
+    for key, found in groups.items():
+        kl, *shares = (
+            statistics.mean(like[name] for like in found) for name in ("kl", "agree", "repeated", "repeated_dense")
+        )
+        lines.append(f"| {' | '.join(key)} | {kl:.4f} | {' | '.join(f'{share:.1%}' for share in shares)} |")
     return "\n".join(lines)
 
 
