@@ -5,7 +5,7 @@
     python benchmarks/few_bits.py --table benchmarks/results/few_bits.jsonl
 
 Calibrated on 128 x 512 tokens of the text, measured on the first windows of WikiText-103's raw test text (all of it
-without --windows), the dense model beside it, with the divergence to it and how many of 64 greedy tokens are the same;
+without --windows), the dense model beside it, and how like it they are (`likeness.py`);
 projections, embeddings and head rounded, as the packed file holds them. With --no-zeros no weight may have a mask; with
 --values the kept weights of a sparse model are rounded instead: both for the comparison of zeros and bits. Rows that
 are there are not measured again. The data folder is that of HF_MAMBA_PRUNE_DATA (default ../shared/data).
@@ -125,10 +125,8 @@ def table(rows: list[dict]) -> str:
 
 def likeness_table(rows: list[dict]) -> str:
     """Markdown: what stands beside perplexity, means over seeds."""
-    lines = [
-        "| model | bits | masks | text | KL, nats a token | greedy tokens that agree | repeated 4-grams | dense |"
-    ]
-    lines.append("|" + "---|" * 8)
+    names = ("model", "bits", "masks", "text", "KL, nats a token", "same likeliest token", "same of 64 greedy tokens")
+    lines = [f"| {' | '.join(names)} | repeated 4-grams | of dense |", "|" + "---|" * 9]
     groups: dict[tuple, list[dict]] = {}
     for row in sorted(rows, key=lambda row: (row["model"], -row["got"])):
         for text, like in row.get("like", {}).items():
@@ -136,7 +134,8 @@ def likeness_table(rows: list[dict]) -> str:
             groups.setdefault((row["model"], f"{row['got']:.2f}", masks, text), []).append(like)
     for key, found in groups.items():
         kl, *shares = (
-            statistics.mean(like[name] for like in found) for name in ("kl", "agree", "repeated", "repeated_dense")
+            statistics.mean(like[name] for like in found)
+            for name in ("kl", "first", "agree", "repeated", "repeated_dense")
         )
         lines.append(f"| {' | '.join(key)} | {kl:.4f} | {' | '.join(f'{share:.1%}' for share in shares)} |")
     return "\n".join(lines)
