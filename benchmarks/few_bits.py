@@ -5,10 +5,10 @@
     python benchmarks/few_bits.py --table benchmarks/results/few_bits.jsonl
 
 Calibrated on 128 x 512 tokens of the text, measured on the first windows of WikiText-103's raw test text (all of it
-without --windows), the dense model beside it, and how like it they are (`likeness.py`);
-projections, embeddings and head rounded, as the packed file holds them. With --no-zeros no weight may have a mask; with
---values the kept weights of a sparse model are rounded instead: both for the comparison of zeros and bits. Rows that
-are there are not measured again. The data folder is that of HF_MAMBA_PRUNE_DATA (default ../shared/data).
+without --windows), the dense model beside it, and how like it they are (`likeness.py`); projections, embeddings and
+head rounded, as the packed file holds them. With --no-zeros no weight may have a mask; with --values the kept weights
+of a sparse model are rounded instead: both for the comparison of zeros and bits. Rows that are there are not measured
+again. The data folder is that of HF_MAMBA_PRUNE_DATA (default ../shared/data).
 """
 
 from __future__ import annotations
