@@ -38,9 +38,11 @@ SIZES = (-1, 0, 1, 7, 8, 24, 48, 63, 64, 65, 264, 1 << 20, 1 << 33, 1 << 62, -(1
 
 
 def change_head(blob: torch.Tensor, chance: random.Random) -> torch.Tensor:
-    """Another dtype, coding, mask, scales of columns, size or count."""
+    """An older version, or another dtype, coding, mask, scales of columns, size or count."""
     data = bytearray(blob.numpy().tobytes())
-    if chance.random() < 0.4:
+    if chance.random() < 0.1:
+        data[7] = ord("2")
+    elif chance.random() < 0.4:
         data[chance.randrange(8, 13)] = chance.choice((*range(10), 255))
     else:
         struct.pack_into("<q", data, 16 + 8 * chance.randrange(3), chance.choice(SIZES))
