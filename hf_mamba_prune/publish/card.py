@@ -180,6 +180,7 @@ def _values(report: PruningReport, repo: str) -> dict[str, object]:
         "calibration": report.calibration,
         "recovery": report.recovery,
         "cross_entropy": bool(report.config.get("ce_weight")),
+        "tuned": report.rounding is not None or any(cost.step == "tune" for cost in report.costs),
         "versions": {name: found for name, found in report.versions.items() if found[:1].isdigit()},
         "hardware": report.hardware,
     }

@@ -103,3 +103,11 @@ def test_a_hub_data_set_and_a_base_model_are_named():
     result = data.eval_results[0]
     assert (result.dataset_type, result.dataset_config) == ("Salesforce/wikitext", "wikitext-103-raw-v1")
     assert f"dense: {metrics[0].perplexity:.4f}" in result.metric_name
+
+
+def test_a_card_says_that_what_is_kept_was_tuned():
+    report = PruningReport.load(CARDS[0].parent)
+    words = "learned to predict what the dense model predicts"
+    assert words not in render_card(replace(report, costs=tuple(c for c in report.costs if c.step != "tune")))
+    tuned = replace(report.costs[0], step="tune")
+    assert f"all that is kept, but embeddings, then {words}" in render_card(replace(report, costs=(tuned,)))
