@@ -247,7 +247,9 @@ inline void next_levels(const PackedMatrix& m, int bits, CodePlace& place, uint8
   std::memset(to, kLevelOffset, 64);
   if (m.masks == nullptr) {
     const int64_t width = m.word_columns();
-    for (int64_t column = 0; column < width; ++column) to[column] = level_byte(m, bits, code_at(place.word, bits, column, width));
+    for (int64_t column = 0; column < width; ++column) {
+      to[column] = level_byte(m, bits, code_at(place.word, bits, column, width));
+    }
     place.word += width / 8 * bits;
     return;
   }
