@@ -65,9 +65,17 @@ def _draw(shapes: list[tuple[str, list[dict]]]) -> None:
             points = [(row["file_bytes"] / 1e6, row["forwards"]) for row in own]
             panel.plot(*zip(*points, strict=True), mark, color=f"tab:{colour}", label=name, markersize=5)
             for row, place in zip(own, points, strict=True):
-                label = f"{row['bits']:.2g} bits" if row["bits"] else row["form"].split()[-1] if row["llama"] else ""
+                label = (
+                    f"{round(row['bits'], 2):g} bits"
+                    if row["bits"]
+                    else row["form"].split()[-1]
+                    if row["llama"]
+                    else ""
+                )
                 panel.annotate(label, place, textcoords="offset points", xytext=(5, 4), fontsize=7)
-        panel.set(title=f"mamba-{shape}'s shape", xlabel="file, MB", ylim=(0, None))
+        panel.set(title=f"mamba-{shape}'s shape", xlabel="file, MB")
+        panel.margins(x=0.12, y=0.08)
+        panel.set_ylim(bottom=0)
         panel.grid(alpha=0.3)
     panels[0][0].set_ylabel("tokens a second, one by one")
     panels[0][0].legend(frameon=False, fontsize=8)
