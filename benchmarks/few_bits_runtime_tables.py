@@ -61,6 +61,8 @@ def _draw(shapes: list[tuple[str, list[dict]]]) -> None:
             "llama.cpp": ("x--", [r for r in rows if r["llama"]]),
         }
         for (name, (mark, own)), colour in zip(kinds.items(), ("blue", "cyan", "green", "red"), strict=True):
+            if not own:
+                continue
             own = sorted(own, key=lambda row: row["file_bytes"])
             points = [(row["file_bytes"] / 1e6, row["forwards"]) for row in own]
             panel.plot(*zip(*points, strict=True), mark, color=f"tab:{colour}", label=name, markersize=5)

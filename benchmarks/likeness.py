@@ -46,11 +46,13 @@ class Reference:
 
     Args:
         ids: (SEQUENCES, LENGTH), and what it predicts there, log-probabilities in bfloat16, in batches.
+        likeliest: the likeliest tokens there.
         prompts: (PROMPTS, PROMPT), and how it goes on.
     """
 
     ids: torch.Tensor
     predicted: list[torch.Tensor]
+    likeliest: torch.Tensor
     prompts: torch.Tensor
     follows: torch.Tensor
 
@@ -59,9 +61,15 @@ class Reference:
     def of(cls, model: PreTrainedModel, tokenizer: Any, text: TextSource) -> Reference:
         ids = sample_sequences(text, tokenizer, SEQUENCES, LENGTH, 1)
         prompts = sample_sequences(text, tokenizer, PROMPTS, PROMPT, 2)
+        predicted, likeliest = [], []
+        for part in ids.split(_BATCH):
+            found = log_probabilities(model, part)
+            predicted.append(found.bfloat16())
+            likeliest.append(found.argmax(-1))
         return cls(
             ids=ids,
-            predicted=[log_probabilities(model, part).bfloat16() for part in ids.split(_BATCH)],
+            predicted=predicted,
+            likeliest=torch.cat(likeliest),
             prompts=prompts,
             follows=continuation(model, prompts),
         )
@@ -76,11 +84,12 @@ class Reference:
             `repeated`, `repeated_dense`: `repetition` of both.
         """
         total, same = 0.0, 0
-        for part, dense in zip(self.ids.split(_BATCH), self.predicted, strict=True):
+        likeliest = self.likeliest.split(_BATCH)
+        for part, dense, first in zip(self.ids.split(_BATCH), self.predicted, likeliest, strict=True):
             wanted = dense.float()
             found = log_probabilities(model, part)
             total += float((wanted.exp() * (wanted - found)).sum())
-            same += int((wanted.argmax(-1) == found.argmax(-1)).sum())
+            same += int((first == found.argmax(-1)).sum())
         follows = continuation(model, self.prompts)
         return {
             "kl": total / self.ids.numel(),

@@ -116,7 +116,8 @@ def measure(out: Path, runs: list[Run]) -> Iterator[dict]:
 def missing(arguments: argparse.Namespace) -> list[Run]:
     """What was asked for, has its checkpoint, and is not in the results."""
     lines = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.is_file() else []
-    sizes = [(sparsity, None) for sparsity in arguments.sparsity] + [(0.0, bits) for bits in arguments.bits]
+    sparsities = SPARSITIES if arguments.sparsity is None and not arguments.bits else arguments.sparsity or []
+    sizes = [(sparsity, None) for sparsity in sparsities] + [(0.0, bits) for bits in arguments.bits]
     runs = [
         Run(target=target, sparsity=sparsity, bits=bits, steps=steps, rate=arguments.lr if steps else 0.0, seed=seed)
         for target, seed, steps, (sparsity, bits) in itertools.product(
@@ -135,7 +136,7 @@ def main() -> None:
     parser.add_argument("--targets", type=int, nargs="+", default=TARGETS, help="tokens per parameter")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--measure", action="store_true", help="prune and measure the checkpoints that are there")
-    parser.add_argument("--sparsity", type=float, nargs="*", default=SPARSITIES)
+    parser.add_argument("--sparsity", type=float, nargs="*", help="0.3 to 0.8, where no --bits are given")
     parser.add_argument("--bits", type=float, nargs="*", default=[], help="of a projection weight, in all")
     parser.add_argument("--recover", type=int, nargs="+", default=[0], help="steps of 8 x 512 tokens; 0: one-shot")
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate of the recovery")

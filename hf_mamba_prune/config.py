@@ -41,8 +41,8 @@ class PruningConfig:
             serves the whole best, its rows to widths of their own or the weights that a mask keeps to one, embeddings
             and head to 6 bits; None: not at all.
         size: of the packed file in bytes, instead of `bits`.
-        zeros: whether `bits` or `size` may choose masks. Without them a packed model decodes faster (on CPUs up to
-            twice as fast) and, below about 3 bits, loses more at the same size.
+        zeros: whether `bits` or `size` may choose masks. Without them a packed model decodes faster and, below
+            about 2.5 bits, loses more at the same size.
         code_bits: 1 to 4, width of the codes that the kept weights of a sparse model are rounded to, instead of both.
         pattern: `"unstructured"`, or `"N:M"` (keep N of every M neighbours in a row; sets the sparsity itself).
         score: which weight matters, one of `SCORE_NAMES`.

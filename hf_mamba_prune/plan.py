@@ -156,7 +156,7 @@ def make_plan(
         bits=config.bits,
         file_bytes=config.size,
         code_bits=config.code_bits,
-        expectation=expect(source, weights, config),
+        expectation=expect(source, weights, config, gradual),
     )
 
 

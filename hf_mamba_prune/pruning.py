@@ -174,7 +174,8 @@ class ReadyToPrune:
             before, tasks_before = self._measured()
         gradual = self.recovery is not None and self.recovery.gradual
         repaired = self.config.reconstruct and self.config.sparsity > 0 and not gradual
-        dense = copy.deepcopy(model) if repaired or (self.recovery and self.recovery.distill) else None
+        taught = repaired or self.config.rounds or (self.recovery is not None and self.recovery.distill)
+        dense = copy.deepcopy(model) if taught else None
         dtype = self.origin.saved_dtype or model.dtype
         done = None if gradual else self._prune_in_steps(dense, meter)
         budget, repairs = done or (None, ())

@@ -11,9 +11,12 @@ from tiny_models import ARCHITECTURE_CASES, VOCABULARY, build_model, build_token
 from hf_mamba_prune import PruningConfig, native
 from hf_mamba_prune.bits.model import round_model
 from hf_mamba_prune.models.targets import find_targets
-from hf_mamba_prune.native.codes import LEVELS, WIDTHS, levels_of
+from hf_mamba_prune.native.codes import LEVELS, WIDTHS, decode_planes, encode_planes, in_plane_order, levels_of
+from hf_mamba_prune.native.packed import kept_of
 from hf_mamba_prune.packed import grids
+from hf_mamba_prune.packed.blobs import from_blob
 from hf_mamba_prune.packed.checkpoint import load_packed, write_packed_model
+from hf_mamba_prune.packed.tensors import MASKED_CODES, pack_bits
 
 CASES = pytest.mark.parametrize("case", ARCHITECTURE_CASES)
 needs_kernels = pytest.mark.skipif(not native.available(), reason="the kernels are not built or switched off")
@@ -65,11 +68,28 @@ def token_by_token(model, ids: torch.Tensor, start: int) -> torch.Tensor:
     return torch.cat(steps, dim=1)
 
 
+def of_version_3(blob: torch.Tensor) -> torch.Tensor:
+    """The same weight as versions 2 and 3 wrote it: masks of codes, and so the codes, in the order of columns."""
+    blob = blob.clone()
+    packed = from_blob(blob)
+    if packed.coding in MASKED_CODES:
+        bits, columns = MASKED_CODES[packed.coding], packed.mask.shape[1] * 8
+        own, codes = kept_of(packed.mask, columns), torch.zeros(packed.shape[0], columns, dtype=torch.uint8)
+        codes[own] = decode_planes(packed.values, bits, int(own.sum()))
+        keep = in_plane_order(own)
+        packed.mask.copy_(pack_bits(keep))
+        packed.values.copy_(encode_planes(in_plane_order(codes)[keep], bits))
+    blob[:8] = torch.tensor([*b"HMPpack2"])
+    return blob
+
+
 def coded_tensor(shape: tuple[int, int], bits: int | str, masked: bool, seed: int = 0):
     """A random weight in codes, `mixed` widths or one, and what it stands for, (out, in) float32."""
     generator = torch.Generator().manual_seed(seed)
     rows, columns = shape
     keep = torch.rand(shape, generator=generator) < 0.5 if masked else torch.ones(shape, dtype=torch.bool)
+    if masked:  # words that are full, and rows that are empty
+        keep[1::7], keep[2::7] = True, False
     widths = torch.arange(rows) % len(WIDTHS) if bits == "mixed" else torch.full((rows,), int(bits))
     codes = (torch.randint(0, 64, shape, generator=generator) % (1 << widths)[:, None]).to(torch.uint8)
     levels = torch.randint(-32, 32, (LEVELS,), generator=generator).to(torch.int8)

@@ -202,7 +202,7 @@ def _show_expectation(console: Console, expected: Expectation) -> None:
     """What another model lost, and why this one may lose more."""
     reference = f"{REFERENCE}, trained on {REFERENCE_TOKENS:.0f} tokens a weight"
     if expected.ratio is not None:
-        told = f"At this size {reference}, came to {expected.ratio:.2f} x its perplexity before any training."
+        told = f"At this size {reference}, came to {expected.ratio:.2f} x the perplexity of its dense self, one-shot."
     elif expected.longer:
         told = f"Figures are known of {reference}."
     else:

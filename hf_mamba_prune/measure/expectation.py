@@ -18,8 +18,11 @@ REFERENCE = "mamba-wiki-4m"
 REFERENCE_TOKENS = 15.6
 """Tokens per weight that it has seen."""
 
+_METHOD = ("score", "allocation", "reconstruct", "components", "component_sparsity", "pattern", "steps", "schedule")
+"""What must be as it is by default for zeros to cost what they cost the reference model."""
+
 BITS = {4.25: 1.010, 3.25: 1.027, 2.75: 1.049, 2.5: 1.084, 2.25: 1.107, 2.1: 1.135, 1.5: 1.42}
-ZEROS = {0.0: 1.0, 0.5: 1.047, 0.7: 1.215}
+ZEROS = {0.5: 1.047, 0.7: 1.215}
 """x dense perplexity of the reference model on WikiText-103's raw test text by bits and by zeros, one-shot, with the
 defaults, as `benchmarks/few_bits.py` and `one_shot.py` measure it."""
 
@@ -41,7 +44,7 @@ class Expectation:
     """What is known before the work.
 
     Args:
-        ratio: x dense perplexity that the reference model came to at this size, one-shot; None: none was measured.
+        ratio: x dense perplexity that the reference model came to by the same method; None: none was measured.
         tokens: per weight that this model has seen; None: it is not known.
     """
 
@@ -54,19 +57,22 @@ class Expectation:
         return self.tokens is not None and self.tokens > _LONGER * REFERENCE_TOKENS
 
 
-def expect(source: str, weights: int, config: PruningConfig) -> Expectation:
+def expect(source: str, weights: int, config: PruningConfig, gradual: bool = False) -> Expectation:
     """What a model may lose.
 
     Args:
         source: its Hub id, or a folder.
         weights: of it.
         config: how it is pruned or rounded.
+        gradual: while it is trained.
     """
     ratio = None
-    if config.bits is not None:
+    if config.bits is not None and config.zeros:
         ratio = _between(BITS, config.bits)
-    elif config.size is None and config.code_bits is None and config.n_of_m is None:
-        ratio = _between(ZEROS, config.sparsity)
+    elif not config.rounds and not gradual:
+        plain = PruningConfig(sparsity=config.sparsity)
+        if all(getattr(config, name) == getattr(plain, name) for name in _METHOD):
+            ratio = _between(ZEROS, config.sparsity)
     return Expectation(ratio=ratio, tokens=trained_tokens(source, weights))
 
 

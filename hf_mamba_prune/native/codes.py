@@ -3,8 +3,8 @@
 Without masks each row has codes of its own width, and is a run of words of 64 columns (fewer in a narrow matrix).
 A word is a plane of 4 bits, of 2 and of 1, as far as the width needs them, the first with the lowest bits; a plane of
 p bits puts column l + i * bytes into bits p * i of byte l. With masks there is a plane of single bits for each bit of
-a code, a stream over the kept weights of the whole matrix: the mask of a word has the order of a plane of 1, and the
-streams follow it.
+a code, a stream over the kept weights of the whole matrix: bit 8 l + i of the mask of a word is column l + 8 i, as in
+a plane of 1 of 64 columns (in narrow matrices too), and the streams follow it.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def in_plane_order(matrix: torch.Tensor) -> torch.Tensor:
     rows, columns = matrix.shape
     padded = matrix.new_zeros(rows, -(-columns // 64) * 64)
     padded[:, :columns] = matrix
-    return padded.view(rows, -1, 8, 8).transpose(2, 3).reshape(rows, -1)
+    return padded.view(rows, padded.shape[1] // 64, 8, 8).transpose(2, 3).reshape(padded.shape)
 
 
 def plane_bytes(count: int) -> int:

@@ -40,7 +40,7 @@ class PackedMatrix:
     Args:
         shape: (rows, columns).
         mask: uint8 (rows, bytes), 1 = kept; None: all are held. Bit i of byte j is column 8 j + i, and bytes are at
-            least ceil(columns / 8); of codes a plane of single bits, in whole words.
+            least ceil(columns / 8); of codes, in whole words, as `native.codes` says.
         values: the kept values row by row: float32, bfloat16, float16, or int8; or uint8, codes of a few bits as
             `native.codes` lays them out. Used as they are where as many bytes of the same memory follow them as
             `READABLE_BYTES`.

@@ -69,6 +69,11 @@ class BlobHead:
         """Whether the values are codes."""
         return self.coding in SCALES and self.coding != "int8"
 
+    @property
+    def outdated(self) -> bool:
+        """Whether it is read in another order than it is written in."""
+        return self.by_columns and self.masked and self.coding in MASKED_CODES
+
     def lengths(self) -> tuple[int, ...]:
         """Bytes of mask, scales, scales of columns, levels, widths and values, without what fills them up."""
         rows, columns = self.shape
@@ -189,14 +194,23 @@ def from_blob(blob: torch.Tensor) -> PackedTensor:
         scales=scales.view(SCALES[head.coding]) if head.coding in SCALES else None,
         grid=grid,
     )
-    return _in_plane_order(packed) if head.by_columns and head.masked and head.coded else packed
+    return _in_plane_order(packed) if head.outdated else packed
+
+
+def up_to_date(blob: torch.Tensor) -> torch.Tensor:
+    """The same weight as this version writes it; the blob itself where that is the same.
+
+    Raises:
+        ValueError: it is no blob of this format, or its parts do not fit each other.
+    """
+    return to_blob(from_blob(blob)) if read_head(blob, blob.numel()).outdated else blob
 
 
 def _in_plane_order(packed: PackedTensor) -> PackedTensor:
     """Masks and streams as they are now, of those that have the order of columns."""
     assert packed.mask is not None
     keep = kept_of(packed.mask, 8 * packed.mask.shape[1])
-    width, count = MASKED_CODES.get(packed.coding, 0), int(keep.sum())
+    width, count = MASKED_CODES[packed.coding], int(keep.sum())
     if packed.values.numel() != width * plane_bytes(count):
         raise ValueError(f"there are {packed.values.numel()} bytes of codes, expected {width * plane_bytes(count)}")
     codes = torch.zeros(keep.shape, dtype=torch.uint8)

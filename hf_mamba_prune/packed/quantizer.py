@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,8 +15,8 @@ from hf_mamba_prune.native.lasting import keep_native
 from hf_mamba_prune.native.library import active_instruction_set, available, tell_if_missing
 from hf_mamba_prune.native.memory import give_back_what_loading_freed
 from hf_mamba_prune.native.packed import settle
-from hf_mamba_prune.packed.blobs import BlobHead, from_blob
-from hf_mamba_prune.packed.config import METHOD, PackedConfig
+from hf_mamba_prune.packed.blobs import BlobHead, from_blob, up_to_date
+from hf_mamba_prune.packed.config import METHOD, VERSION, PackedConfig
 from hf_mamba_prune.packed.index import INDEX_NAME, check_files, make_index, sha256_of
 from hf_mamba_prune.packed.modules import PackedEmbedding, PackedWeight, packed_like, packed_modules
 from hf_mamba_prune.packed.packing import pack_into
@@ -147,15 +149,18 @@ class PackedQuantizer(HfQuantizer):
             pack_into(model, model, self.dtype, self.quantization_config.values)
             model.config.dtype = torch.float32
             return run_natively(model)
-        held = {id(module.weight): module.weight.data for module in packed_modules(model).values()}
+        held = {}
+        for name, module in packed_modules(model).items():
+            if id(module.weight) not in held:
+                with _named(name):
+                    held[id(module.weight)] = up_to_date(module.weight.data)
+        self.quantization_config.version = VERSION
         settled = dict(zip(held, settle([*held.values()]), strict=True))
         made: dict[int, PackedWeight] = {}
         for name, module in packed_modules(model).items():
             own = id(module.weight)
-            try:
+            with _named(name):
                 module.weight = made[own] if own in made else made.setdefault(own, PackedWeight(settled[own]))
-            except ValueError as error:
-                raise ValueError(f"{name}.weight: {error}") from error
         del held, settled, made
         give_back_what_loading_freed()
         return run_natively(model)
@@ -208,6 +213,15 @@ class PackedQuantizer(HfQuantizer):
     def is_trainable(self) -> bool:
         """Adapters are, on a base that stays as it is."""
         return True
+
+
+@contextmanager
+def _named(module: str) -> Iterator[None]:
+    """What is wrong with a weight is told with its name."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{module}.weight: {error}") from error
 
 
 def _own_name(name: str, prefix: str, there: dict[str, tuple[int, ...]]) -> str | None:

@@ -43,7 +43,7 @@ class PackedTensor:
         dtype: of the weight that it stands for, a name of `DTYPES`.
         coding: of the values, a name of `CODINGS`; a float coding is that dtype, bit for bit.
         mask: uint8 (out, 8 * ceil(in / 64)), bit i of byte j is column 8 j + i, 1 = kept; None: all weights are held.
-            Of codes it is a plane of single bits.
+            Of codes bit 8 l + i of 64 is column l + 8 i.
         values: the kept values row by row, in the coding's type, one dimension; of codes their bytes.
         scales: (out,) in the type of `SCALES`, where the coding has them.
         grid: what codes stand for, the scales of columns in bfloat16; None with other codings.

@@ -180,7 +180,7 @@ def _values(report: PruningReport, repo: str) -> dict[str, object]:
         "calibration": report.calibration,
         "recovery": report.recovery,
         "cross_entropy": bool(report.config.get("ce_weight")),
-        "tuned": report.rounding is not None or any(cost.step == "tune" for cost in report.costs),
+        "tuned": _tuned(report),
         "versions": {name: found for name, found in report.versions.items() if found[:1].isdigit()},
         "hardware": report.hardware,
     }
@@ -248,3 +248,10 @@ def _speed(speed: SpeedFacts, saved: str) -> dict[str, object]:
         "prefill": f"{speed.prefill_tokens_per_second:,.0f}",
         "decode": f"{speed.decode_tokens_per_second:,.1f}",
     }
+
+
+def _tuned(report: PruningReport) -> list[str]:
+    """What learned from the calibration text, one after the other."""
+    kept = ["all that is kept, but embeddings,"] if any(cost.step == "tune" for cost in report.costs) else []
+    rounded = ["scales, norms, convolutions and the recurrence"] if report.rounding is not None else []
+    return kept + rounded

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from hf_mamba_prune.packed.grids import coded_tensor, grids_of, put_on_grids
-from hf_mamba_prune.packed.tensors import DTYPES, PackedTensor
+from hf_mamba_prune.packed.tensors import DTYPES, PackedTensor, pack_bits
 from hf_mamba_prune.repair.levels import levels_of_width
 from hf_mamba_prune.training.devices import DIVIDED
 
@@ -44,7 +44,7 @@ class _Latent:
             for width in sorted(set(self._bits.tolist()) - {0})
         ]
         self.weight = parameter.detach().view(packed.shape).clone()
-        masks = torch.empty(0, dtype=torch.uint8) if packed.mask is None else packed.mask.flatten()
+        masks = torch.empty(0, dtype=torch.uint8) if packed.mask is None else pack_bits(packed.kept()).flatten()
         self.grid = torch.cat([self._bits, masks])
         """uint8, the widths of the rows and what is kept: what training leaves as it is."""
 

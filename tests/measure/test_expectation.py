@@ -7,8 +7,10 @@ import statistics
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from hf_mamba_prune import PruningConfig
+from hf_mamba_prune.command.tables import _show_expectation
 from hf_mamba_prune.measure.expectation import BITS, REFERENCE, expect, trained_tokens
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "few_bits.jsonl"
@@ -31,10 +33,43 @@ def test_between_two_sizes_the_loss_lies_between_theirs():
 
 
 @pytest.mark.parametrize(
-    "size", [{"sparsity": 0.95}, {"bits": 6.0}, {"size": 10**6}, {"sparsity": 0.5, "code_bits": 2}]
+    "options",
+    [
+        {"sparsity": 0.95},
+        {"bits": 6.0},
+        {"bits": 2.1, "zeros": False},
+        {"size": 10**6},
+        {"sparsity": 0.5, "code_bits": 2},
+        {"sparsity": 0.5, "score": "magnitude"},
+        {"sparsity": 0.5, "reconstruct": False},
+        {"sparsity": 0.5, "components": ("out_proj",)},
+    ],
 )
-def test_of_what_was_not_measured_nothing_is_said(size):
-    assert expect("me/own", 1, PruningConfig(**size)).ratio is None
+def test_of_what_was_not_measured_nothing_is_said(options):
+    assert expect("me/own", 1, PruningConfig(**options)).ratio is None
+
+
+def test_of_a_pruning_in_training_nothing_is_said():
+    assert expect("me/own", 1, PruningConfig(sparsity=0.5), gradual=True).ratio is None
+
+
+@pytest.mark.parametrize(
+    ("source", "config", "said"),
+    [
+        (
+            "me/own",
+            {"bits": 2.5},
+            ["mamba-wiki-4m", "1.08 x the perplexity of its dense self", "seen more loses more"],
+        ),
+        ("state-spaces/mamba-370m", {"bits": 2.5}, ["1.08 x", "seen about 80"]),
+        ("state-spaces/mamba-370m", {"size": 10**6}, ["Figures are known of mamba-wiki-4m", "--bits 2.75"]),
+        ("me/own", {"size": 10**6}, []),
+    ],
+)
+def test_a_plan_tells_what_to_expect(source, config, said, capsys):
+    _show_expectation(Console(width=500), expect(source, 371_516_416, PruningConfig(**config)))
+    shown = capsys.readouterr().out
+    assert bool(shown) == bool(said) and all(words in shown for words in said)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from native_cases import distance
-from packed_cases import ROUNDED, SHARD, load, needs_kernels, save_rounded, tokens
+from packed_cases import ROUNDED, SHARD, load, needs_kernels, of_version_3, save_rounded, tokens
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -61,6 +61,28 @@ def test_saving_again_gives_equal_bytes(pair, tmp_path):
     for name in ("model.safetensors", "config.json", "generation_config.json"):
         first, second, third = (path / name for path in (folder, tmp_path / "again", tmp_path / "once more"))
         assert first.read_bytes() == second.read_bytes() == third.read_bytes(), name
+
+
+def test_a_checkpoint_of_version_3_becomes_one_of_now(pair, tmp_path):
+    _, folder = pair
+    old = tmp_path / "old"
+    shutil.copytree(folder, old)
+    tensors, config = load_file(old / SHARD), json.loads((old / "config.json").read_text())
+    index = json.loads(tensors.pop(INDEX_NAME).numpy().tobytes())
+    tensors = {name: of_version_3(own) if own.dtype == torch.uint8 else own for name, own in tensors.items()}
+    index["sha256"] = {name: sha256_of(tensor) for name, tensor in tensors.items()}
+    sealed = torch.frombuffer(bytearray(json.dumps(index).encode()), dtype=torch.uint8)
+    config["quantization_config"] |= {"sha256": sha256_of(sealed), "version": 3}
+    save_file(tensors | {INDEX_NAME: sealed}, old / SHARD, {"format": "pt"})
+    (old / "config.json").write_text(json.dumps(config))
+    wanted = load(folder, unpack=True).state_dict()
+    assert all(torch.equal(own, wanted[name]) for name, own in load(old, unpack=True).state_dict().items())
+    load(old).save_pretrained(tmp_path / "now")
+    found, written = load_file(tmp_path / "now" / SHARD), load_file(folder / SHARD)
+    masked = [name for name in written if "mixer.in_proj.weight" in name]
+    assert all(torch.equal(found[name][64:], written[name][64:]) for name in masked)
+    described = json.loads((tmp_path / "now" / "config.json").read_text())["quantization_config"]
+    assert described["version"] == 4
 
 
 def test_copies_compute_the_same(pair):

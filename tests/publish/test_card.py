@@ -110,4 +110,4 @@ def test_a_card_says_that_what_is_kept_was_tuned():
     words = "learned to predict what the dense model predicts"
     assert words not in render_card(replace(report, costs=tuple(c for c in report.costs if c.step != "tune")))
     tuned = replace(report.costs[0], step="tune")
-    assert f"all that is kept, but embeddings, then {words}" in render_card(replace(report, costs=(tuned,)))
+    assert f"all that is kept, but embeddings, {words}" in render_card(replace(report, costs=(tuned,)))

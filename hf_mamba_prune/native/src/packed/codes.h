@@ -4,7 +4,7 @@
 // ones. A word is a plane of 4 bits (byte l: columns l and 32 + l), of 2 (columns l, 16 + l, 32 + l, 48 + l) and of 1
 // (columns l, 8 + l, ... 56 + l), the widest first, as far as the bits of the code need them; the first holds the
 // lowest bits. With masks there is a plane of single bits for each bit of a code, a stream over the kept weights of the
-// whole matrix: the mask of a word has the order of a plane of 1, and the streams follow it.
+// whole matrix: the mask of a word has the order of a plane of 1 of 64 columns, and the streams follow it.
 #pragma once
 #include <type_traits>
 
