@@ -1,8 +1,8 @@
 """What a size may cost, said before the work: what the reference model lost at it, and how long a model was trained.
 
 What pruning and rounding take away grows with the tokens that a model has seen per weight (arXiv 2411.04330 for
-rounding, 2411.10272 for pruning): from 5 to 44 of them the loss of 50 % zeros grows five times, that of 3.25 bits twice
-(`benchmarks/tokens_per_parameter.py`). So the reference's losses are no promise to a model that was trained longer.
+rounding, 2411.10272 for pruning): from 5 to 44 of them the loss of 50 % zeros grows five times, that of 3.25 bits
+twice (`benchmarks/tokens_per_parameter.py`). The reference's losses are no promise to a model that was trained longer.
 """
 
 from __future__ import annotations
