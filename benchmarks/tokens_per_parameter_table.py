@@ -132,8 +132,8 @@ def write_table() -> None:
         "picture is `tokens_per_parameter.png`.",
         f"One Mamba of {lines[0]['weights']:,} weights, decayed at several lengths of one training, pruned or rounded "
         "with the defaults; first 40 windows of 1,024",
-        f"tokens of WikiText-103's raw test text; calibration seeds: {', '.join(map(str, seeds))}. Past the first pass "
-        "the text is seen again: the later checkpoints have not seen new words.",
+        f"tokens of WikiText-103's raw test text; calibration seeds: {', '.join(map(str, seeds))}. Past the first "
+        "pass the text is seen again: the later checkpoints have not seen new words.",
         "",
         *checkpoints(lines),
         "",
