@@ -174,7 +174,7 @@ class ReadyToPrune:
             before, tasks_before = self._measured()
         gradual = self.recovery is not None and self.recovery.gradual
         repaired = self.config.reconstruct and self.config.sparsity > 0 and not gradual
-        taught = repaired or self.config.rounds or (self.recovery is not None and self.recovery.distill)
+        taught = repaired or (self.config.rounds and not gradual) or (self.recovery and self.recovery.distill)
         dense = copy.deepcopy(model) if taught else None
         dtype = self.origin.saved_dtype or model.dtype
         done = None if gradual else self._prune_in_steps(dense, meter)

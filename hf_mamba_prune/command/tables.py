@@ -182,7 +182,7 @@ def show_plan(console: Console, plan: Plan, output: Path) -> None:
     table.add_row("all but evaluation, about", f"{plan.seconds:,.0f} s")
     table.add_row("output", str(output))
     _show(console, "Plan (nothing was changed)", table)
-    _show_expectation(console, plan.expectation)
+    show_expectation(console, plan.expectation)
 
 
 def show_cost(console: Console, plan: Plan) -> None:
@@ -195,10 +195,10 @@ def show_cost(console: Console, plan: Plan) -> None:
         f"About to {what}: about {plan.seconds:,.0f} s on this CPU besides evaluation, and "
         f"{plan.memory_bytes / 1e9:.1f} GB of memory."
     )
-    _show_expectation(console, plan.expectation)
+    show_expectation(console, plan.expectation)
 
 
-def _show_expectation(console: Console, expected: Expectation) -> None:
+def show_expectation(console: Console, expected: Expectation) -> None:
     """What another model lost, and why this one may lose more."""
     reference = f"{REFERENCE}, trained on {REFERENCE_TOKENS:.0f} tokens a weight"
     if expected.ratio is not None:

@@ -181,6 +181,7 @@ def _values(report: PruningReport, repo: str) -> dict[str, object]:
         "recovery": report.recovery,
         "cross_entropy": bool(report.config.get("ce_weight")),
         "tuned": _tuned(report),
+        "teacher": _teacher(report),
         "versions": {name: found for name, found in report.versions.items() if found[:1].isdigit()},
         "hardware": report.hardware,
     }
@@ -255,3 +256,9 @@ def _tuned(report: PruningReport) -> list[str]:
     kept = ["all that is kept, but embeddings,"] if any(cost.step == "tune" for cost in report.costs) else []
     rounded = ["scales, norms, convolutions and the recurrence"] if report.rounding is not None else []
     return kept + rounded
+
+
+def _teacher(report: PruningReport) -> str:
+    """From whose predictions it learned: what was pruned by cross-entropy alone was rounded without a dense model."""
+    alone = report.recovery is not None and report.recovery.gradual and not report.recovery.distilled
+    return "the trained model before it was rounded" if alone else f"the {report.parent} model"

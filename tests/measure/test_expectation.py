@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from hf_mamba_prune import PruningConfig
-from hf_mamba_prune.command.tables import _show_expectation
+from hf_mamba_prune.command.tables import show_expectation
 from hf_mamba_prune.measure.expectation import BITS, REFERENCE, expect, trained_tokens
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "few_bits.jsonl"
@@ -67,7 +67,7 @@ def test_of_a_pruning_in_training_nothing_is_said():
     ],
 )
 def test_a_plan_tells_what_to_expect(source, config, said, capsys):
-    _show_expectation(Console(width=500), expect(source, 371_516_416, PruningConfig(**config)))
+    show_expectation(Console(width=500), expect(source, 371_516_416, PruningConfig(**config)))
     shown = capsys.readouterr().out
     assert bool(shown) == bool(said) and all(words in shown for words in said)
 

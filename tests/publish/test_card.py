@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 
 from hf_mamba_prune import PruningReport
 from hf_mamba_prune.publish.card import KEYS, render_card
+from hf_mamba_prune.report.facts import RoundingFacts, WidthFacts
 
 CARDS = sorted((Path(__file__).resolve().parents[2] / "model_cards").glob("*/report.json"))
 
@@ -111,3 +112,16 @@ def test_a_card_says_that_what_is_kept_was_tuned():
     assert words not in render_card(replace(report, costs=tuple(c for c in report.costs if c.step != "tune")))
     tuned = replace(report.costs[0], step="tune")
     assert f"all that is kept, but embeddings, {words}" in render_card(replace(report, costs=(tuned,)))
+
+
+@pytest.mark.parametrize(
+    ("gradual", "distilled", "teacher"),
+    [(False, False, "the dense model"), (True, True, "the dense model"), (True, False, "the trained model before")],
+)
+def test_a_card_names_the_teacher_of_a_rounding(gradual, distilled, teacher):
+    report = next(own for own in map(PruningReport.load, (path.parent for path in CARDS)) if own.recovery is not None)
+    widths = WidthFacts(name="in_proj", weights=8, bits=2.5, rows=(8,))
+    rounding = RoundingFacts(bits=2.5, embedding_bits=6, expected_rise=None, components=(widths,))
+    recovery = replace(report.recovery, gradual=gradual, distilled=distilled)
+    card = render_card(replace(report, costs=(), rounding=rounding, recovery=recovery))
+    assert f"scales, norms, convolutions and the recurrence learned to predict what {teacher}" in card

@@ -61,18 +61,18 @@ struct RowsByCodes {
       for (int b = 0; b < Batch; ++b) part[r][b] = add_products(part[r][b], w, v.bytes + b * v.padded + word * 64, ones);
     }
   }
-  HMP_INLINE void add_group(int64_t group, int64_t groups, int64_t words) {
+  HMP_INLINE void add_group(int64_t group, int64_t groups, int64_t left) {
 #pragma GCC unroll 8
     for (int b = 0; b < Batch; ++b) {
 #pragma GCC unroll 2
       for (int r = 0; r < Rows; ++r) part[r][b] = load_as<__m256i>(v.corrections + (b * groups + group) * 16);
     }
     fetch_group();
-    if (words >= kWords) {
+    if (left >= kWords) {
 #pragma GCC unroll 4
       for (int word = 0; word < kWords; ++word) add_word(group * kWords + word);
     } else {
-      for (int64_t word = 0; word < words; ++word) add_word(group * kWords + word);
+      for (int64_t word = 0; word < left; ++word) add_word(group * kWords + word);
     }
 #pragma GCC unroll 8
     for (int b = 0; b < Batch; ++b) {
