@@ -28,12 +28,12 @@ import torch
 from few_bits_runtime_tables import RESULTS, write_tables
 from packed_runtime import NEW_TOKENS, SHAPES, build, write_pack
 
+from hf_mamba_prune.codings.grids import coded_tensor, put_on_grids
+from hf_mamba_prune.codings.tensors import PackedTensor
 from hf_mamba_prune.measure.environment import hardware
 from hf_mamba_prune.measure.speed import NATIVE, PACKED, measure_apart
 from hf_mamba_prune.models.targets import find_targets
 from hf_mamba_prune.packed.checkpoint import load_packed, pack_model
-from hf_mamba_prune.packed.grids import coded_tensor, put_on_grids
-from hf_mamba_prune.packed.tensors import PackedTensor
 from hf_mamba_prune.repair.levels import level_table
 
 sys.path.append(str(Path(__file__).parent / "rivals"))

@@ -23,10 +23,10 @@ import torch
 from transformers import MambaConfig, MambaForCausalLM
 
 from hf_mamba_prune import native
+from hf_mamba_prune.codings.tensors import pack_tensor
 from hf_mamba_prune.measure.environment import hardware
 from hf_mamba_prune.measure.speed import NATIVE, PACKED, STOCK, measure_apart
 from hf_mamba_prune.packed.checkpoint import pack_model
-from hf_mamba_prune.packed.tensors import pack_tensor
 from hf_mamba_prune.report import SpeedFacts
 
 sys.path.append(str(Path(__file__).parent / "rivals"))

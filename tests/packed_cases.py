@@ -10,13 +10,13 @@ from tiny_models import ARCHITECTURE_CASES, VOCABULARY, build_model, build_token
 
 from hf_mamba_prune import PruningConfig, native
 from hf_mamba_prune.bits.model import round_model
+from hf_mamba_prune.codings import grids
+from hf_mamba_prune.codings.blobs import from_blob
+from hf_mamba_prune.codings.tensors import MASKED_CODES, pack_bits
 from hf_mamba_prune.models.targets import find_targets
 from hf_mamba_prune.native.codes import LEVELS, WIDTHS, decode_planes, encode_planes, in_plane_order, levels_of
 from hf_mamba_prune.native.packed import kept_of
-from hf_mamba_prune.packed import grids
-from hf_mamba_prune.packed.blobs import from_blob
 from hf_mamba_prune.packed.checkpoint import load_packed, write_packed_model
-from hf_mamba_prune.packed.tensors import MASKED_CODES, pack_bits
 
 CASES = pytest.mark.parametrize("case", ARCHITECTURE_CASES)
 needs_kernels = pytest.mark.skipif(not native.available(), reason="the kernels are not built or switched off")

@@ -30,13 +30,14 @@ MAY_IMPORT = {
     "texts": GROUND,
     "native": GROUND | {"models"},
     "masks": GROUND | {"models", "native"},
-    "packed": GROUND | {"models", "native"},
+    "codings": GROUND | {"models", "native"},
+    "packed": GROUND | {"models", "native", "codings"},
     "repair": GROUND | {"models", "masks", "native"},
-    "bits": GROUND | {"models", "masks", "native", "packed", "repair"},
-    "files": GROUND | {"models", "packed"},
+    "bits": GROUND | {"models", "masks", "native", "codings", "repair"},
+    "files": GROUND | {"models", "codings", "packed"},
     "measure": GROUND | {"models", "texts", "masks", "native", "packed"},
     "publish": GROUND | {"texts", "measure"},
-    "training": GROUND | {"models", "texts", "masks", "native", "packed", "repair", "files", "measure", "publish"},
+    "training": GROUND | {"models", "texts", "masks", "native", "codings", "repair", "files", "measure", "publish"},
     "pruning": GROUND | {"models", "texts", "masks", "native", "files", "measure", "repair", "bits", "training"},
     "plan": GROUND | {"models", "texts", "masks", "repair", "bits", "measure", "pruning"},
     "job": GROUND
@@ -51,7 +52,7 @@ EVERYTHING = {"command", "registration", "__init__", "__main__"}
 ONLY_IN = {"accelerate": {"training"}, "gradio": set(), "typer": {"command"}}
 HEAVY = {"transformers", "datasets", "evaluate", "huggingface_hub"}
 NOT_IN = {name: HEAVY - {"huggingface_hub"} | {"torch", "numpy"} for name in GROUND | {"demo"}}
-NOT_IN |= {room: HEAVY - {"transformers"} for room in ("masks", "repair")}
+NOT_IN |= {room: HEAVY - {"transformers"} for room in ("masks", "repair")} | {"codings": HEAVY}
 
 
 def piece(path: Path) -> str:

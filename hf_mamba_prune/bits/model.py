@@ -14,12 +14,12 @@ from hf_mamba_prune.bits.outer import OuterWeights, least_bytes, outer_weights
 from hf_mamba_prune.bits.sensitivity import Sensitivity, measure_sensitivity
 from hf_mamba_prune.bits.tuning import tune_scales
 from hf_mamba_prune.bits.widths import BitBudget, RowCurves, Widths, kept_prices, row_curves
+from hf_mamba_prune.codings.grids import coded_tensor, put_on_grids
+from hf_mamba_prune.codings.tensors import PackedTensor, count_bits
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.models.blocks import MemoryBlocks
 from hf_mamba_prune.models.targets import Target
 from hf_mamba_prune.native.codes import WIDTHS
-from hf_mamba_prune.packed.grids import coded_tensor, put_on_grids
-from hf_mamba_prune.packed.tensors import PackedTensor, count_bits
 from hf_mamba_prune.repair.blocks import walk
 from hf_mamba_prune.repair.levels import level_table
 from hf_mamba_prune.repair.rounding import Rounded, round_weight

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_mamba_prune.codings.blobs import BlobHead, to_blob
+from hf_mamba_prune.codings.grids import coded_tensor
+from hf_mamba_prune.codings.tensors import PackedTensor, pack_tensor, unpack_tensor
 from hf_mamba_prune.masks.calibration import evaluation_mode
 from hf_mamba_prune.masks.sensitivity import mean_loss
 from hf_mamba_prune.native.codes import bytes_of_rows
-from hf_mamba_prune.packed.blobs import BlobHead, to_blob
-from hf_mamba_prune.packed.grids import coded_tensor
-from hf_mamba_prune.packed.tensors import PackedTensor, pack_tensor, unpack_tensor
 from hf_mamba_prune.repair.levels import level_table
 from hf_mamba_prune.repair.rounding import round_weight
 

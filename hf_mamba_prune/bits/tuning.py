@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_mamba_prune.packed.tensors import PackedTensor, unpack_tensor
+from hf_mamba_prune.codings.tensors import PackedTensor, unpack_tensor
 from hf_mamba_prune.repair.tuning import Free, Moved, tune
 
 PASSES_OF_SCALES = 2

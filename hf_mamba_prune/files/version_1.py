@@ -14,10 +14,10 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
 
-from hf_mamba_prune.packed.blobs import to_blob
+from hf_mamba_prune.codings.blobs import to_blob
+from hf_mamba_prune.codings.tensors import PackedTensor
 from hf_mamba_prune.packed.modules import PackedWeight, packed_like
 from hf_mamba_prune.packed.quantizer import become_packed
-from hf_mamba_prune.packed.tensors import PackedTensor
 
 INDEX_NAME = "packed.json"
 

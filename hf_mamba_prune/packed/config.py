@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from hf_mamba_prune.packed.tensors import DTYPES
+from hf_mamba_prune.codings.tensors import DTYPES
 
 METHOD = "hf-mamba-prune"
 VERSION = 4

@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from hf_mamba_prune.codings.blobs import BlobHead, from_blob, read_head
+from hf_mamba_prune.codings.tensors import check_tensor
 from hf_mamba_prune.models.architectures import architecture_of
 from hf_mamba_prune.models.model_config import ModelConfig
-from hf_mamba_prune.packed.blobs import BlobHead, from_blob, read_head
 from hf_mamba_prune.packed.config import PackedConfig
-from hf_mamba_prune.packed.tensors import check_tensor
 
 INDEX_NAME = "packed_index"
 _AGAIN = "get the checkpoint again"

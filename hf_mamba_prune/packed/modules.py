@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from hf_mamba_prune.codings.blobs import from_blob
 from hf_mamba_prune.native.checks import tracks
 from hf_mamba_prune.native.packed import MatrixModule, PackedMatrix
 from hf_mamba_prune.native.tiles import product, transposed_product
-from hf_mamba_prune.packed.blobs import from_blob
 
 
 class PackedWeight(nn.Parameter):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from hf_mamba_prune.packed.blobs import to_blob
-from hf_mamba_prune.packed.grids import grid_of, is_rounded
+from hf_mamba_prune.codings.blobs import to_blob
+from hf_mamba_prune.codings.grids import grid_of, is_rounded
+from hf_mamba_prune.codings.tensors import pack_tensor
 from hf_mamba_prune.packed.modules import PackedWeight, packed_like
-from hf_mamba_prune.packed.tensors import pack_tensor
 
 
 def pack_into(target: nn.Module, source: nn.Module, dtype: torch.dtype, values: str) -> None:

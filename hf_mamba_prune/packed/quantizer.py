@@ -11,16 +11,16 @@ import torch
 from torch import nn
 from transformers.quantizers.base import HfQuantizer
 
+from hf_mamba_prune.codings.blobs import BlobHead, from_blob, up_to_date
+from hf_mamba_prune.codings.tensors import DTYPES, unpack_tensor
 from hf_mamba_prune.native.lasting import keep_native
 from hf_mamba_prune.native.library import active_instruction_set, available, tell_if_missing
 from hf_mamba_prune.native.memory import give_back_what_loading_freed
 from hf_mamba_prune.native.packed import settle
-from hf_mamba_prune.packed.blobs import BlobHead, from_blob, up_to_date
 from hf_mamba_prune.packed.config import METHOD, VERSION, PackedConfig
 from hf_mamba_prune.packed.index import INDEX_NAME, check_files, make_index, sha256_of
 from hf_mamba_prune.packed.modules import PackedEmbedding, PackedWeight, packed_like, packed_modules
 from hf_mamba_prune.packed.packing import pack_into
-from hf_mamba_prune.packed.tensors import DTYPES, unpack_tensor
 
 _log = logging.getLogger(__name__)
 _DENSE = "call dequantize() first, or load it with quantization_config=PackedConfig(unpack=True)"

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.core_model_loading import ConversionOps
 
-from hf_mamba_prune.packed.blobs import from_blob
-from hf_mamba_prune.packed.tensors import unpack_tensor
+from hf_mamba_prune.codings.blobs import from_blob
+from hf_mamba_prune.codings.tensors import unpack_tensor
 
 if TYPE_CHECKING:
     from hf_mamba_prune.packed.quantizer import PackedQuantizer

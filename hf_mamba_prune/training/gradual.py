@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
+from hf_mamba_prune.codings.grids import rows_without_codes
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.masks.budget import Budget, allocate
 from hf_mamba_prune.masks.calibration import GRADIENT_TERMS, Need, Statistics, TargetStatistics, calibrate
@@ -20,7 +21,6 @@ from hf_mamba_prune.masks.slots import weights_to_prune
 from hf_mamba_prune.masks.tensor import tensor_mask
 from hf_mamba_prune.models.shards import WHOLE, Shard, shard_of
 from hf_mamba_prune.models.targets import Target, find_targets
-from hf_mamba_prune.packed.grids import rows_without_codes
 from hf_mamba_prune.schedules import sparsity_at
 from hf_mamba_prune.training.demands import check_gradual, check_steps
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback
 
-from hf_mamba_prune.packed.grids import coded_tensor, grids_of, put_on_grids
-from hf_mamba_prune.packed.tensors import DTYPES, PackedTensor, pack_bits
+from hf_mamba_prune.codings.grids import coded_tensor, grids_of, put_on_grids
+from hf_mamba_prune.codings.tensors import DTYPES, PackedTensor, pack_bits
 from hf_mamba_prune.repair.levels import levels_of_width
 from hf_mamba_prune.training.devices import DIVIDED
 

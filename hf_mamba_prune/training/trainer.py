@@ -13,9 +13,9 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 
+from hf_mamba_prune.codings.grids import grids_of
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.native import use_native
-from hf_mamba_prune.packed.grids import grids_of
 from hf_mamba_prune.report import SparsityFacts
 from hf_mamba_prune.training.checkpoints import (
     RunLock,

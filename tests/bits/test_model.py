@@ -16,9 +16,9 @@ from hf_mamba_prune import PruningConfig, native
 from hf_mamba_prune.bits import widths
 from hf_mamba_prune.bits.model import round_model
 from hf_mamba_prune.bits.sensitivity import GROUPS, measure_sensitivity
+from hf_mamba_prune.codings.grids import grids_of
 from hf_mamba_prune.models.targets import find_targets
 from hf_mamba_prune.packed.checkpoint import load_packed, write_packed_model
-from hf_mamba_prune.packed.grids import grids_of
 
 SAMPLES, LENGTH = 6, 24
 

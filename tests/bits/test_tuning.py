@@ -14,9 +14,9 @@ from hf_mamba_prune import PruningConfig
 from hf_mamba_prune.bits import model as rounding
 from hf_mamba_prune.bits.model import round_model
 from hf_mamba_prune.bits.tuning import _Scaled, tune_scales
+from hf_mamba_prune.codings.grids import grids_of, put_on_grids
+from hf_mamba_prune.codings.tensors import unpack_tensor
 from hf_mamba_prune.models.targets import find_targets
-from hf_mamba_prune.packed.grids import grids_of, put_on_grids
-from hf_mamba_prune.packed.tensors import unpack_tensor
 
 
 @pytest.fixture

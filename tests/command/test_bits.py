@@ -13,7 +13,7 @@ from tiny_models import build_model, build_tokenizer
 from transformers import AutoModelForCausalLM
 
 from hf_mamba_prune import PruningReport, find_targets
-from hf_mamba_prune.packed.blobs import from_blob
+from hf_mamba_prune.codings.blobs import from_blob
 from hf_mamba_prune.packed.checkpoint import load_packed
 
 TEXT = "the cat in the hat sat on the mat and then it ran in a line\n" * 600

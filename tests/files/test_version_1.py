@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from tiny_models import build_tokenizer
 from torch import nn
 
-from hf_mamba_prune.packed.tensors import pack_tensor, unpack_tensor
+from hf_mamba_prune.codings.tensors import pack_tensor, unpack_tensor
 
 SHARD = "packed-00001-of-00001.safetensors"
 

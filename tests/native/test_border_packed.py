@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from hf_mamba_prune import native
+from hf_mamba_prune.codings.tensors import pack_tensor
 from hf_mamba_prune.native.codes import LEVELS
 from hf_mamba_prune.native.library import CODES, CODINGS, MAX_BATCH, READABLE_BYTES, buffer, kernels
 from hf_mamba_prune.native.packed import PackedMatrix
-from hf_mamba_prune.packed.tensors import pack_tensor
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the kernels are not built or switched off")
 

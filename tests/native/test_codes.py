@@ -10,9 +10,9 @@ from native_cases import distance, instruction_sets
 from packed_cases import coded_tensor, of_version_3
 
 from hf_mamba_prune import native
+from hf_mamba_prune.codings.blobs import from_blob, to_blob
+from hf_mamba_prune.codings.tensors import unpack_tensor
 from hf_mamba_prune.native.codes import decode_planes, encode_planes, in_plane_order
-from hf_mamba_prune.packed.blobs import from_blob, to_blob
-from hf_mamba_prune.packed.tensors import unpack_tensor
 
 SHAPES = ((1, 1), (7, 12), (33, 16), (16, 64), (40, 100), (70, 320))
 MASKED = (1, 2, 3, 4)

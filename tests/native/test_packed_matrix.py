@@ -9,9 +9,9 @@ import torch
 from native_cases import distance, instruction_sets
 
 from hf_mamba_prune import native
+from hf_mamba_prune.codings.tensors import pack_tensor, unpack_tensor
 from hf_mamba_prune.native.library import MAX_BATCH
 from hf_mamba_prune.native.packed import PackedMatrix, settle
-from hf_mamba_prune.packed.tensors import pack_tensor, unpack_tensor
 
 needs_kernels = pytest.mark.skipif(not native.available(), reason="the kernels are not built or switched off")
 CODINGS = (torch.float32, torch.bfloat16, torch.float16, torch.int8)

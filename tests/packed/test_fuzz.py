@@ -19,7 +19,7 @@ from packed_cases import ROUNDED, SHARD, load, save, save_rounded, tokens
 from safetensors.torch import load_file, save_file
 from tiny_models import ARCHITECTURE_CASES
 
-from hf_mamba_prune.packed.blobs import read_head
+from hf_mamba_prune.codings.blobs import read_head
 from hf_mamba_prune.packed.index import INDEX_NAME, sha256_of
 
 REFUSALS = (ValueError, RuntimeError, OSError)

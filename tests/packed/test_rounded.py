@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from hf_mamba_prune import PackedConfig, native
+from hf_mamba_prune.codings.blobs import read_head
 from hf_mamba_prune.native import library
-from hf_mamba_prune.packed.blobs import read_head
 from hf_mamba_prune.packed.index import INDEX_NAME, sha256_of
 from hf_mamba_prune.packed.modules import packed_modules
 

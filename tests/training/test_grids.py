@@ -12,10 +12,10 @@ from transformers import Trainer, TrainerCallback
 
 from hf_mamba_prune import PruningConfig, PruningTrainer, find_targets
 from hf_mamba_prune.bits.model import round_model
+from hf_mamba_prune.codings.grids import grids_of
+from hf_mamba_prune.codings.tensors import unpack_tensor
 from hf_mamba_prune.files.loading import weights_sha256
 from hf_mamba_prune.packed.checkpoint import load_packed, write_packed_model
-from hf_mamba_prune.packed.grids import grids_of
-from hf_mamba_prune.packed.tensors import unpack_tensor
 from hf_mamba_prune.training.grids import GRID_STATE
 
 CASES = {

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from hf_mamba_prune.packed.tensors import DTYPES, check_tensor, count_bits, pack_tensor, unpack_tensor
+from hf_mamba_prune.codings.tensors import DTYPES, check_tensor, count_bits, pack_tensor, unpack_tensor
 
 _BITS = {4: torch.int32, 2: torch.int16}
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from hf_mamba_prune.codings.tensors import DTYPES, PackedTensor, pack_bits, unpack_tensor
 from hf_mamba_prune.native.codes import Grid, encode_matrix, encode_planes, in_plane_order
-from hf_mamba_prune.packed.tensors import DTYPES, PackedTensor, pack_bits, unpack_tensor
 
 _OWN = "_hf_mamba_prune_grids"
 

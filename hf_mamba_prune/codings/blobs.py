@@ -19,9 +19,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from hf_mamba_prune.native.codes import LEVELS, Grid, decode_planes, encode_planes, in_plane_order, plane_bytes
-from hf_mamba_prune.native.packed import READABLE_BYTES, kept_of
-from hf_mamba_prune.packed.tensors import (
+from hf_mamba_prune.codings.tensors import (
     CODINGS,
     DTYPES,
     MASKED_CODES,
@@ -31,6 +29,8 @@ from hf_mamba_prune.packed.tensors import (
     check_tensor,
     pack_bits,
 )
+from hf_mamba_prune.native.codes import LEVELS, Grid, decode_planes, encode_planes, in_plane_order, plane_bytes
+from hf_mamba_prune.native.packed import READABLE_BYTES, kept_of
 
 MAGIC = b"HMPpack4"
 _BY_COLUMNS = b"HMPpack2"
