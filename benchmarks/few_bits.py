@@ -4,11 +4,11 @@
         [--seeds 0 1 2] [--windows N] [--window 1024] [--c4] [--no-zeros | --values 2 --sparsity 0.5]
     python benchmarks/few_bits.py --table benchmarks/results/few_bits.jsonl
 
-Calibrated on 128 x 512 tokens of the text, measured on the first windows of WikiText-103's raw test text (all of it
-without --windows), the dense model beside it, and how like it they are (`likeness.py`); projections, embeddings and
-head rounded, as the packed file holds them. With --no-zeros no weight may have a mask; with --values the kept weights
-of a sparse model are rounded instead: both for the comparison of zeros and bits. Rows that are there are not measured
-again. The data folder is that of HF_MAMBA_PRUNE_DATA (default ../shared/data).
+Calibrated on 128 x 512 tokens of the text and tuned on 512 x 512, measured on the first windows of WikiText-103's raw
+test text (all of it without --windows), the dense model beside it, and how like it they are (`likeness.py`);
+projections, embeddings and head rounded, as the packed file holds them. With --no-zeros no weight may have a mask;
+with --values the kept weights of a sparse model are rounded instead: both for the comparison of zeros and bits. Rows
+that are there are not measured again. The data folder is that of HF_MAMBA_PRUNE_DATA (default ../shared/data).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from likeness import Reference
 from hf_mamba_prune import Evaluation, PruningConfig, load_model, prune, read_text, use_native
 from hf_mamba_prune.bits.model import measure_rows, round_model
 from hf_mamba_prune.models.targets import find_targets
+from hf_mamba_prune.repair.tuning import sequences_to_tune
 from hf_mamba_prune.texts.sequences import sample_sequences
 
 DATA = Path(os.environ.get("HF_MAMBA_PRUNE_DATA", "../shared/data"))
@@ -68,7 +69,7 @@ def measure(arguments: argparse.Namespace) -> None:
     model, tokenizer = loaded.model, loaded.tokenizer
     calibration = read_text(str(DATA / "text/enwiki.txt.xz"), "train")
     dense = {name: weight.clone() for name, weight in model.state_dict().items()}
-    name = Path(arguments.model).name
+    name, weights = Path(arguments.model).name, model.num_parameters()
     with use_native(model):
         base = evaluation.run(model, tokenizer)
         references = {text.name: Reference.of(model, tokenizer, text) for text in evaluation.texts}
@@ -84,15 +85,19 @@ def measure(arguments: argparse.Namespace) -> None:
                 if any(key.items() <= row.items() and len(row["x"]) >= len(names) for row in rows_of(arguments.out)):
                     continue
                 started = time.perf_counter()
-                config = PruningConfig(seed=seed, **asked).for_weights(model.num_parameters())
+                config = PruningConfig(seed=seed, **asked).for_weights(weights)
                 model.load_state_dict(dense)
                 if size is None:
                     facts = prune(model, tokenizer, config, calibration).rounding
                 else:
                     shape = config.calibration_samples, config.calibration_length
-                    sequences = sample_sequences(calibration, tokenizer, *shape, seed)
+                    many = sequences_to_tune(weights, *shape)
+                    lessons = sample_sequences(calibration, tokenizer, many, shape[1], seed)
+                    sequences = lessons[: shape[0]]
                     measured = measured or measure_rows(model, targets, sequences, config)
-                    facts = round_model(model, targets, sequences, config, torch.float32, measured=measured)
+                    facts = round_model(
+                        model, targets, sequences, config, torch.float32, measured=measured, lessons=lessons
+                    )
                 seconds = time.perf_counter() - started
                 found = evaluation.run(model, tokenizer)
                 ratios = {own.text: own.perplexity / was.perplexity for own, was in zip(found, base, strict=True)}

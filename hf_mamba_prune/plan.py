@@ -11,7 +11,6 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_mamba_prune.bits.sensitivity import GROUPS
-from hf_mamba_prune.bits.tuning import PASSES_OF_SCALES
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.masks.budget import total_to_prune
 from hf_mamba_prune.masks.calibration import GRADIENT_TERMS
@@ -22,7 +21,7 @@ from hf_mamba_prune.models.architectures import architecture_of
 from hf_mamba_prune.models.model_config import ModelConfig
 from hf_mamba_prune.models.targets import Target
 from hf_mamba_prune.pruning import check_fit, reads_calibration
-from hf_mamba_prune.repair.tuning import PASSES, tuned_sequences
+from hf_mamba_prune.repair.tuning import sequences_to_tune
 from hf_mamba_prune.texts.sequences import REPAIR_PARTS, SCORE_PARTS
 
 _BYTES = 4
@@ -189,7 +188,7 @@ def _repairing(targets: Sequence[Target], config: PruningConfig, shape: ModelCon
     widest = max((target.shape[1] for target in linear), default=0)
     # The blocks run about three times, and each input is multiplied with itself.
     per_token = sum(6 * target.size + 4 / 3 * target.shape[1] ** 2 for target in linear)
-    tuned = _tokens_tuned(config, weights, PASSES)
+    tuned = _tokens_tuned(config, weights)
     tuning = config.calibration_length * (
         _d_inner(shape) * _ACTIVATIONS * shape.num_hidden_layers + 3 * shape.vocab_size
     )
@@ -208,7 +207,7 @@ def _rounding(targets: Sequence[Target], config: PruningConfig, shape: ModelConf
     tokens = config.calibration_samples * config.calibration_length
     widest = max((target.shape[1] for target in linear), default=0)
     hessians = sum(4 / 3 * GROUPS * target.shape[1] ** 2 for target in linear)  # of mirrored parts one is made
-    tuned = _tokens_tuned(config, weights, PASSES_OF_SCALES)
+    tuned = _tokens_tuned(config, weights)
     return _Cost(
         floats=weights
         + config.calibration_length * (_d_inner(shape) * _ACTIVATIONS * shape.num_hidden_layers)
@@ -221,9 +220,9 @@ def _rounding(targets: Sequence[Target], config: PruningConfig, shape: ModelConf
     )
 
 
-def _tokens_tuned(config: PruningConfig, weights: int, passes: int) -> int:
+def _tokens_tuned(config: PruningConfig, weights: int) -> int:
     samples, length = config.calibration_samples, config.calibration_length
-    return length * tuned_sequences(weights, samples, length, passes)
+    return length * sequences_to_tune(weights, samples, length)
 
 
 def _tokens_seen(config: PruningConfig, parts: int) -> float:

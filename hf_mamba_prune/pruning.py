@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
@@ -30,19 +29,24 @@ from hf_mamba_prune.models.blocks import MemoryBlocks
 from hf_mamba_prune.models.targets import Target, find_targets
 from hf_mamba_prune.progress import tell
 from hf_mamba_prune.repair.blocks import repair
-from hf_mamba_prune.repair.tuning import tune_kept
+from hf_mamba_prune.repair.tuning import sequences_to_tune, tune_kept
 from hf_mamba_prune.report import (
-    CalibrationFacts,
     LanguageMetrics,
     PruningReport,
     RecoveryFacts,
     RepairFacts,
     RoundingFacts,
-    SparsityFacts,
     TaskMetrics,
 )
 from hf_mamba_prune.schedules import sparsity_at
-from hf_mamba_prune.texts.sequences import REPAIR_PARTS, SCORE_PARTS, check_ids, part_of_step, sample_sequences
+from hf_mamba_prune.texts.sequences import (
+    REPAIR_PARTS,
+    SCORE_PARTS,
+    calibration_facts,
+    check_ids,
+    part_of_step,
+    sample_sequences,
+)
 from hf_mamba_prune.texts.sources import TextSource
 from hf_mamba_prune.training.demands import check_gradual, check_steps
 from hf_mamba_prune.training.gradual import GradualPruner
@@ -111,13 +115,15 @@ def prepare(
     targets = check_fit(model, config, recovery.steps if recovery is not None and gradual else None)
     refuse_sparser(model, targets, config)
     check_budget(model, targets, config, (origin and origin.saved_dtype) or model.dtype)
-    sequences = None
+    sequences = lessons = None
     if reads_calibration(config, gradual):
         if calibration is None:
             raise ValueError("scores and reconstruction are measured on data: give a calibration text.")
-        shape = config.calibration_samples, config.calibration_length
-        sequences = sample_sequences(calibration, tokenizer, *shape, config.seed)
-        check_ids(sequences, model, f"the text {calibration.name}")
+        samples, length = config.calibration_samples, config.calibration_length
+        learned = sequences_to_tune(model.num_parameters(), samples, length)
+        drawn = sample_sequences(calibration, tokenizer, max(samples, learned), length, config.seed)
+        check_ids(drawn, model, f"the text {calibration.name}")
+        sequences, lessons = drawn[:samples], drawn[:learned]
     tokens = None
     if recovery is not None:
         if gradual:
@@ -133,6 +139,7 @@ def prepare(
         recovery=recovery,
         targets=targets,
         sequences=sequences,
+        lessons=lessons,
         tokens=tokens,
         text=None if calibration is None else calibration.name,
     )
@@ -146,6 +153,7 @@ class ReadyToPrune:
         model, tokenizer, config, evaluation, origin, recovery: as `prune` takes them.
         targets: the weights that may be pruned.
         sequences: token ids that scores are measured on, (samples, l); None where they are not read.
+        lessons: token ids of the same text that what is left learns from, (samples, l).
         tokens: token ids to train on, (sequences, l); None without a recovery.
         text: name of the calibration text.
     """
@@ -158,6 +166,7 @@ class ReadyToPrune:
     recovery: Recovery | None
     targets: Sequence[Target]
     sequences: torch.Tensor | None
+    lessons: torch.Tensor | None
     tokens: torch.Tensor | None
     text: str | None
 
@@ -185,7 +194,8 @@ class ReadyToPrune:
         trained, in_training = self._train(dense, meter)
         round_to(model, dtype)
         rounding = self._rounded(dense, dtype, meter) if gradual else rounding
-        sparsity = _counted(zeros, model, self.config, budget or in_training)
+        learned = self.lessons if repaired or self.config.rounds else None
+        sparsity = zeros.checked_facts(model, self.config.sparsity, budget or in_training)
         with meter.step("evaluate"):
             after, tasks_after = self._measured()
         return PruningReport(
@@ -193,7 +203,7 @@ class ReadyToPrune:
             command=shown_command(self.origin.command),
             model=facts,
             sparsity=sparsity,
-            calibration=None if self.sequences is None else _calibration_facts(self.text or "", self.sequences),
+            calibration=calibration_facts(self.text or "", self.sequences, learned),
             before=before,
             after=after,
             tasks_before=tasks_before,
@@ -260,10 +270,10 @@ class ReadyToPrune:
         return budget, repairs
 
     def _tune(self, dense: PreTrainedModel, dtype: torch.dtype, meter: CostMeter) -> None:
-        sequences, names = cast(torch.Tensor, self.sequences), [target.name for target in self.targets]
+        lessons, names = cast(torch.Tensor, self.lessons), [target.name for target in self.targets]
         with meter.step("tune"):
             bf16 = in_bfloat16(self.config.calibration_bf16, self.model.device)
-            tune_kept(self.model, dense, names, sequences, dtype=dtype, seed=self.config.seed, bf16=bf16)
+            tune_kept(self.model, dense, names, lessons, dtype=dtype, seed=self.config.seed, bf16=bf16)
 
     def _rounded(self, dense: PreTrainedModel | None, dtype: torch.dtype, meter: CostMeter) -> RoundingFacts | None:
         if not self.config.rounds:
@@ -271,7 +281,9 @@ class ReadyToPrune:
         sequences = cast(torch.Tensor, self.sequences)  # rounding always reads them
         with meter.step("round"):
             bf16 = in_bfloat16(self.config.calibration_bf16, self.model.device)
-            return round_model(self.model, self.targets, sequences, self.config, dtype, bf16=bf16, dense=dense)
+            return round_model(
+                self.model, self.targets, sequences, self.config, dtype, bf16=bf16, dense=dense, lessons=self.lessons
+            )
 
     def _train(self, dense: PreTrainedModel | None, meter: CostMeter) -> tuple[RecoveryFacts | None, Budget | None]:
         """Recover, and prune while doing so where that is asked for: what came of it, and the last budget then."""
@@ -283,26 +295,6 @@ class ReadyToPrune:
                 self.model, self.tokens, self.config, self.recovery, teacher, calibration=self.sequences
             )
         return facts, pruner.budget
-
-
-def _counted(
-    zeros: ZeroCounter, model: PreTrainedModel, config: PruningConfig, budget: Budget | None
-) -> SparsityFacts:
-    """The zeros that are there; fewer than the masks hold means that some masks were never applied.
-
-    Raises:
-        RuntimeError: that happened.
-    """
-    if budget is None:
-        raise RuntimeError("the training ended without a pruning step: train longer, or lower steps.")
-    found = zeros.facts(model, config.sparsity, budget.total, budget.at_ceiling)
-    if found.prunable.zeros < found.masked:
-        untouched = [count.name for count in found.targets if count.zeros == 0]
-        raise RuntimeError(
-            f"{found.masked:,} weights were to become zero and only {found.prunable.zeros:,} are: the table of "
-            f"architectures does not fit this model. {len(untouched)} weights have none, such as {untouched[:2]}."
-        )
-    return found
 
 
 def check_fit(model: PreTrainedModel, config: PruningConfig, gradual_steps: int | None = None) -> list[Target]:
@@ -339,9 +331,3 @@ def reads_calibration(config: PruningConfig, gradual: bool = False) -> bool:
     if gradual:
         return needs and config.measure == "calibration"
     return needs or config.reconstruct or config.allocation == "sensitivity"
-
-
-def _calibration_facts(name: str, sequences: torch.Tensor) -> CalibrationFacts:
-    digest = hashlib.sha256(sequences.numpy().tobytes()).hexdigest()
-    samples, length = sequences.shape
-    return CalibrationFacts(source=name, samples=samples, length=length, tokens_sha256=digest)

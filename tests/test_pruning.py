@@ -10,7 +10,6 @@ from conftest import mask_only
 from tiny_models import ARCHITECTURE_CASES, VOCABULARY, build_model
 
 from hf_mamba_prune import pruning
-from hf_mamba_prune.bits.model import round_model
 from hf_mamba_prune.config import ALLOCATION_NAMES, SCORE_NAMES, PruningConfig
 from hf_mamba_prune.files.loading import weights_sha256
 from hf_mamba_prune.files.origin import Origin
@@ -258,19 +257,6 @@ def test_a_run_repeats_itself_and_the_batch_size_changes_nothing(tokenizer):
         report = prune(model, tokenizer, config, TEXT)
         hashes.add((weights_sha256(model), report.calibration.tokens_sha256))
     assert len(hashes) == 1
-
-
-@pytest.mark.parametrize("options", [{"sparsity": 0.5, "code_bits": 2, "reconstruct": False}, {"bits": 2.5}])
-def test_what_is_rounded_learns_from_the_model_that_came(mamba, tokenizer, monkeypatch, options):
-    came, teachers = weights_sha256(mamba), []
-
-    def watched(*args, dense, **rest):
-        teachers.append(weights_sha256(dense))
-        return round_model(*args, dense=dense, **rest)
-
-    monkeypatch.setattr(pruning, "round_model", watched)
-    prune(mamba, tokenizer, PruningConfig(**options, **SMALL), TEXT)
-    assert teachers == [came] != [weights_sha256(mamba)]
 
 
 def test_what_is_measured_is_what_will_be_saved(mamba, tokenizer):

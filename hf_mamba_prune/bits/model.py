@@ -128,6 +128,7 @@ def round_model(
     bf16: bool = False,
     measured: Measured | None = None,
     dense: PreTrainedModel | None = None,
+    lessons: torch.Tensor | None = None,
 ) -> RoundingFacts:
     """Round a model in place: to a budget, or its kept weights to one width.
 
@@ -140,6 +141,7 @@ def round_model(
         bf16: run the model's products in bfloat16.
         measured: of this model and these sequences, where it is at hand.
         dense: what the rounded model is to predict like; None: like this one.
+        lessons: token ids (samples, l) that scales are tuned on; None: the calibration's.
 
     Returns:
         What came of it; the grids stay with the model for packing.
@@ -151,10 +153,7 @@ def round_model(
     inner = _projections(targets)
     measured = measured or measure_rows(model, targets, sequences, config, bf16)
     keep = _masks(model, inner) if config.code_bits is not None else {}
-    curves = measured.curves
-    if not config.zeros:
-        curves = {name: replace(own, masks=None) for name, own in curves.items()}
-    plan = _plan(model, inner, curves, sequences, config=config, dtype=dtype)
+    plan = _plan(model, inner, _curves(measured, config), sequences, config=config, dtype=dtype)
     dense = dense or copy.deepcopy(model)
     anything = random_sequences(model, sequences, config.seed)
     tokens = _weights_of_tokens(measured, len(anything))
@@ -172,10 +171,10 @@ def round_model(
             fits = plan.budget is None or plan.budget.spend(name, 8 * packed[name].bytes - bare[name])
         weight.copy_(rounded.weight)
 
-    sequences = torch.cat([sequences, anything])
-    walk(MemoryBlocks(model), inner, sequences, visit, bf16=bf16, tokens=tokens)
+    walk(MemoryBlocks(model), inner, torch.cat([sequences, anything]), visit, bf16=bf16, tokens=tokens)
     put_on_grids(model, {**packed, **plan.outer.tensors})
-    tuned = tune_scales(model, dense, packed, sequences, dtype=dtype, seed=config.seed, bf16=bf16)
+    read = sequences if lessons is None else lessons
+    tuned = tune_scales(model, dense, packed, read, dtype=dtype, seed=config.seed, bf16=bf16)
     put_on_grids(model, {**tuned, **plan.outer.tensors})
     return _facts(inner, tuned, plan)
 
@@ -188,6 +187,13 @@ def _masks(model: PreTrainedModel, targets: Sequence[Target]) -> dict[str, torch
     """What is not zero, of the weights that hold zeros: all of them stay."""
     masks = {target.name: target.weight(model) != 0 for target in targets}
     return {name: mask for name, mask in masks.items() if not mask.all()}
+
+
+def _curves(measured: Measured, config: PruningConfig) -> Mapping[str, RowCurves]:
+    """What a budget may choose from."""
+    if config.zeros:
+        return measured.curves
+    return {name: replace(own, masks=None) for name, own in measured.curves.items()}
 
 
 def _weights_of_tokens(measured: Measured, others: int) -> dict[str, torch.Tensor]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel
 
+from hf_mamba_prune.masks.budget import Budget
 from hf_mamba_prune.models.shards import local, shard_of
 from hf_mamba_prune.models.targets import Target
 from hf_mamba_prune.report import Count, SparsityFacts
@@ -54,6 +55,23 @@ class ZeroCounter:
             targets=targets,
             at_ceiling=at_ceiling,
         )
+
+    def checked_facts(self, model: PreTrainedModel, asked: float, budget: Budget | None) -> SparsityFacts:
+        """The same of a run with this budget; fewer zeros than its masks hold mean that some were never applied.
+
+        Raises:
+            RuntimeError: that happened, or a training ended before its first budget.
+        """
+        if budget is None:
+            raise RuntimeError("the training ended without a pruning step: train longer, or lower steps.")
+        found = self.facts(model, asked, budget.total, budget.at_ceiling)
+        if found.prunable.zeros < found.masked:
+            untouched = [count.name for count in found.targets if count.zeros == 0]
+            raise RuntimeError(
+                f"{found.masked:,} weights were to become zero and only {found.prunable.zeros:,} are: the table of "
+                f"architectures does not fit this model. {len(untouched)} weights have none, such as {untouched[:2]}."
+            )
+        return found
 
     def _count(self, model: PreTrainedModel) -> dict[str, list[int]]:
         """Zeros of every target, for each of its ranges of rows; of the whole model under the empty name."""

@@ -1,8 +1,8 @@
 """Tuning after pruning or rounding: what is left moves until the whole model predicts what the dense one did.
 
 Least squares and rounding look at one weight after the other; what their errors make together, only the whole model
-shows. All parameters but embeddings learn from the calibration sequences alone, by the divergence to the dense model:
-no text beyond them is read, and masks and codes stay as they are.
+shows. All parameters but embeddings learn from the calibration text, by the divergence to the dense model, each of its
+sequences seen once; masks and codes stay as they are.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from hf_mamba_prune.progress import track
 from hf_mamba_prune.repair.divergence import divergence
 from hf_mamba_prune.seeds import name_seed
 
-PASSES = 4
-"""Over the sequences, of a pruned model."""
 _BATCH, _WARM_UP = 4, 5
+_TIMES = 4
+"""So many sequences for one that scores are measured on. Four passes over the same ones take as long, and leave a
+divergence of 0.268 and 0.241 nats a token on two other texts at 70 % zeros, instead of 0.250 and 0.219."""
 _WORK = 2e12
 """Weights x tokens at most, eight operations each: a model of a few million weights needs less."""
 _RANDOM = 8
@@ -92,7 +93,7 @@ class Free(Moved):
 class _Kept(Free):
     """One whose zeros stay."""
 
-    rate = 0.002
+    rate = 0.003
 
     def __init__(self, parameter: nn.Parameter, dtype: torch.dtype) -> None:
         super().__init__(parameter, dtype)
@@ -135,7 +136,7 @@ def tune_kept(
         if id(parameter) not in tables
     ]
     sequences = torch.cat([sequences, random_sequences(model, sequences, seed)])
-    tune(model, dense, moved, sequences, passes=PASSES, seed=seed, bf16=bf16)
+    tune(model, dense, moved, sequences, seed=seed, bf16=bf16)
 
 
 def tune(
@@ -144,7 +145,6 @@ def tune(
     moved: Sequence[Moved],
     sequences: torch.Tensor,
     *,
-    passes: int,
     seed: int,
     bf16: bool,
 ) -> None:
@@ -154,8 +154,7 @@ def tune(
         model: changed in place.
         dense: on the same device.
         moved: the parameters that learn.
-        sequences: token ids (samples, l).
-        passes: over the sequences, fewer for a big model.
+        sequences: token ids (samples, l), each read once.
         seed: of their order.
         bf16: run the models' products in bfloat16.
 
@@ -163,9 +162,7 @@ def tune(
         RuntimeError: the divergence is not finite.
     """
     generator = torch.Generator().manual_seed(name_seed("tune", seed))
-    order = torch.cat([torch.randperm(len(sequences), generator=generator) for _ in range(passes)])
-    samples, length = sequences.shape
-    batches = order[: tuned_sequences(model.num_parameters(), samples, length, passes)].split(_BATCH)
+    batches = torch.randperm(len(sequences), generator=generator).split(_BATCH)
     groups = [{"params": one.factors, "lr": one.rate} for one in moved]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -185,9 +182,14 @@ def tune(
                 one.show()
 
 
-def tuned_sequences(weights: int, samples: int, length: int, passes: int) -> int:
-    """How many sequences a model of so many weights learns from, those that come twice counted twice."""
-    return min(passes * samples, max(_BATCH, int(_WORK / (weights * length))))
+def sequences_to_tune(weights: int, samples: int, length: int) -> int:
+    """How many sequences of so many tokens a model of so many weights learns from.
+
+    Args:
+        weights: of the model.
+        samples, length: sequences that are measured on, and tokens of each.
+    """
+    return min(_TIMES * samples, max(_BATCH, int(_WORK / (weights * length))))
 
 
 @contextmanager

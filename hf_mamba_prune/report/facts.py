@@ -151,12 +151,20 @@ class RoundingFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationFacts:
-    """Which data the scores were measured on; `tokens_sha256` is the hash of the token ids."""
+    """Which data the scores were measured on.
+
+    Args:
+        source: name of the text.
+        samples, length: sequences, and tokens of each.
+        tokens_sha256: hash of their token ids.
+        learned: sequences of the same text that what is left learned from, those that were measured on among them.
+    """
 
     source: str
     samples: int
     length: int
     tokens_sha256: str
+    learned: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_mamba_prune.report import CalibrationFacts
 from hf_mamba_prune.seeds import name_seed
 from hf_mamba_prune.texts.sources import TextSource
 
@@ -50,6 +53,18 @@ def sample_sequences(
                 f"of {length} tokens. Give more text, or for a calibration a smaller --calibration-length."
             )
     return torch.stack(windows)
+
+
+def calibration_facts(
+    source: str, measured: torch.Tensor | None, learned: torch.Tensor | None
+) -> CalibrationFacts | None:
+    """What a run read of its calibration text: token ids (samples, l); None where nothing was measured on it."""
+    if measured is None:
+        return None
+    digest = hashlib.sha256(measured.numpy().tobytes()).hexdigest()
+    samples, length = measured.shape
+    count = 0 if learned is None else len(learned)
+    return CalibrationFacts(source=source, samples=samples, length=length, tokens_sha256=digest, learned=count)
 
 
 def check_ids(ids: torch.Tensor, model: PreTrainedModel, what: str) -> None:
