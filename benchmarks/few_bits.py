@@ -87,12 +87,12 @@ def measure(arguments: argparse.Namespace) -> None:
                 started = time.perf_counter()
                 config = PruningConfig(seed=seed, **asked).for_weights(weights)
                 model.load_state_dict(dense)
+                shape = config.calibration_samples, config.calibration_length
+                learned = sequences_to_tune(weights, *shape)
                 if size is None:
                     facts = prune(model, tokenizer, config, calibration).rounding
                 else:
-                    shape = config.calibration_samples, config.calibration_length
-                    many = sequences_to_tune(weights, *shape)
-                    lessons = sample_sequences(calibration, tokenizer, many, shape[1], seed)
+                    lessons = sample_sequences(calibration, tokenizer, learned, shape[1], seed)
                     sequences = lessons[: shape[0]]
                     measured = measured or measure_rows(model, targets, sequences, config)
                     facts = round_model(
@@ -102,6 +102,7 @@ def measure(arguments: argparse.Namespace) -> None:
                 found = evaluation.run(model, tokenizer)
                 ratios = {own.text: own.perplexity / was.perplexity for own, was in zip(found, base, strict=True)}
                 row = key | {"got": facts.bits, "head": facts.embedding_bits, "x": ratios, "seconds": seconds}
+                row |= {"learned": learned}
                 row |= {"masked": {own.name: own.zeros for own in facts.components}}
                 row |= {"like": {name: reference.likeness(model) for name, reference in references.items()}}
                 row |= {"expected": facts.expected_rise, "dense": {was.text: was.perplexity for was in base}}

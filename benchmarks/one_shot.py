@@ -4,8 +4,8 @@
         [--c4] [--second]
 
 Calibrated on 128 x 512 tokens of real text, measured on WikiText-103's raw test text as `hf-mamba-prune evaluate`
-does, every row on all projections (in, x, dt, out) with the same true sparsity; what is tuned is tuned on the
-calibration's sequences alone. "magnitude, global" is what `torch.nn.utils.prune.global_unstructured` chooses. The data
+does, every row on all projections (in, x, dt, out) with the same true sparsity; what is tuned reads 512 sequences of
+the same text. "magnitude, global" is what `torch.nn.utils.prune.global_unstructured` chooses. The data
 folder is that of the environment variable HF_MAMBA_PRUNE_DATA (default ../shared/data), the model stands beside it in
 ../models. Prints a markdown table.
 """

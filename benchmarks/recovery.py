@@ -1,16 +1,18 @@
 """Recovery by training: the paper's recipe, ours, and the dense model fine-tuned, on the same tokens.
 
     python benchmarks/recovery.py [--model mamba-wiki-4m] [--rows dense paper ours ...] [--sparsity 0.7] [--bits 2.5]
-        [--steps 500] [--lr 1e-3] [--seeds 0] [--texts wiki.test.raw wiki.valid.tokens c4.txt] [--threads 2] [--table]
+        [--steps 500] [--batch 8] [--lr 1e-3] [--seeds 0] [--texts wiki.test.raw wiki.valid.tokens c4.txt]
+        [--threads 2] [--table]
 
 With --bits the model is rounded instead of pruned, and trained on its grid. The tokens are those that the model has
-never seen (8 x 512 a step, 500 steps are 2 million; again, in another order, where they are used up), the measure is
-the whole raw test text of WikiText-103 as `hf-mamba-prune evaluate` reports it, and the validation text beside it, to
-choose a learning rate by. All train over float32 weights, in bfloat16 autocast where the CPU has
-instructions for it. Each measurement is a line of results/recovery.jsonl as soon as it is there, and is not made
-again; `--table` only prints the tables of that file and draws results/recovery.png. The row "small" is a smaller dense
-model, made by `train_small.py --kind mamba --hidden 128 --steps 3400` and named by `--small`. The data folder is that
-of the environment variable HF_MAMBA_PRUNE_DATA (default ../shared/data), the model stands beside it in ../models.
+never seen (8 x 512 a step, 500 steps are 2 million; again, in another order, where they are used up); with --batch 4
+there are twice as many optimizer steps on the same tokens. The measure is the whole raw test text of WikiText-103 as
+`hf-mamba-prune evaluate` reports it, and the validation text beside it, to choose a learning rate by. All train over
+float32 weights, in bfloat16 autocast where the CPU has instructions for it. Each measurement is a line of
+results/recovery.jsonl as soon as it is there, and is not made again; `--table` only prints the tables of that file and
+draws results/recovery.png. The row "small" is a smaller dense model, made by `train_small.py --kind mamba --hidden 128
+--steps 3400` and named by `--small`. The data folder is that of the environment variable HF_MAMBA_PRUNE_DATA (default
+../shared/data), the model stands beside it in ../models.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ from hf_mamba_prune.files.loading import LoadedModel
 from hf_mamba_prune.training.recovery import recover
 
 DATA = Path(os.environ.get("HF_MAMBA_PRUNE_DATA", "../shared/data"))
+BATCH = 8
 PAPER = dict(score="gradient-magnitude", reconstruct=False)
 OURS = dict(ce_weight=0.5)
 GRADUAL, DISTILLED, PLAIN = dict(gradual=True, distill=False), dict(distill=True), dict(distill=False)
@@ -86,6 +89,7 @@ class Run:
     steps: int
     model: str = "mamba-wiki-3m"
     bits: float | None = None
+    batch: int = 8
 
 
 def round_to_four_bits(model: PreTrainedModel, group: int = 32) -> None:
@@ -124,8 +128,14 @@ def measure(run: Run, loaded: LoadedModel, teacher: PreTrainedModel | None, text
             pruned = perplexities(loaded, texts)
         if training:
             unseen = np.load(DATA.parent / "models" / f"{run.model}-unseen.npz")["tokens"].astype(np.int64)
-            recovery = Recovery(text=TextSource("unseen", ()), steps=run.steps, learning_rate=run.rate, **training)
-            count, generator = run.steps * recovery.batch_size, torch.Generator().manual_seed(run.seed)
+            count, generator = run.steps * BATCH, torch.Generator().manual_seed(run.seed)
+            recovery = Recovery(
+                text=TextSource("unseen", ()),
+                steps=count // run.batch,
+                batch_size=run.batch,
+                learning_rate=run.rate,
+                **training,
+            )
             passes = [torch.randperm(len(unseen), generator=generator) for _ in range(-(-count // len(unseen)))]
             seen = torch.from_numpy(unseen)[torch.cat(passes)[:count]]
             recover(model, seen, config, recovery, teacher if recovery.distill else None)
@@ -147,6 +157,7 @@ def main() -> None:
     parser.add_argument("--bits", type=float, nargs="+", help="round to these instead of pruning")
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=["dense", "paper", "ours"])
     parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--batch", type=int, default=BATCH, help="sequences of an optimizer step; the tokens stay")
     parser.add_argument("--lr", type=float, nargs="+", default=[1e-3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--texts", nargs="+", default=["wiki.test.raw", "wiki.valid.tokens"], help="to measure on")
@@ -166,7 +177,7 @@ def main() -> None:
     for row, (sparsity, bits), rate, seed in itertools.product(arguments.rows, sizes, arguments.lr, arguments.seeds):
         steps = arguments.steps if ROWS[row][1] else 0
         sparsity, bits = (0.0, None) if row in DENSE else (sparsity, bits)
-        run = Run(row, sparsity, rate if steps else 0.0, seed, steps, arguments.model, bits)
+        run = Run(row, sparsity, rate if steps else 0.0, seed, steps, arguments.model, bits, arguments.batch)
         known = {line["text"] for line in lines if asdict(run).items() <= line.items()}
         if known >= set(arguments.texts):
             continue

@@ -41,7 +41,11 @@ LABELS = {
 
 def _key(run: dict) -> tuple:
     size = run["sparsity"], -(run["bits"] or 0.0)
-    return run["model"], -run["steps"], run["text"], *size, list(LABELS).index(run["row"]), run["rate"]
+    return run["model"], -run["steps"], run["text"], *size, list(LABELS).index(run["row"]), run["rate"], run["batch"]
+
+
+def _rate(run: dict) -> str:
+    return f"{run['rate']:g}" + ("" if run["batch"] == 8 else f", batch {run['batch']}")
 
 
 def _size(run: dict) -> str:
@@ -73,7 +77,7 @@ def print_tables() -> None:
             first = same[0]
             perplexity = statistics.mean(run["trained"] for run in same)
             print(
-                f"| {LABELS[first['row']]} | {_size(first)} | {first['rate']:g} | {len(same)} "
+                f"| {LABELS[first['row']]} | {_size(first)} | {_rate(first)} | {len(same)} "
                 f"| {perplexity:.2f} | {_cell(_ratios(same, 'pruned'))} | {_cell(_ratios(same, 'trained'))} "
                 f"| {statistics.mean(run['minutes'] for run in same):.1f} |"
             )

@@ -62,7 +62,8 @@ class PruningConfig:
             after the last one all that is left but embeddings is tuned, see `repair.tuning`.
         damping: of the least squares, as a share of the mean squared input, 0 or more.
         calibration_samples: number of calibration sequences, at least 1; default, filled in by `for_weights`: 128, and
-            64 for a model of more than 64 million weights, whose calibration takes minutes.
+            64 for a model of more than 64 million weights, whose calibration takes minutes. Tuning reads up to four
+            times as many.
         calibration_length: tokens per calibration sequence, at least 2.
         calibration_bf16: run the products of the calibration in bfloat16, whatever the model's dtype; None: on a CPU
             that has instructions for them. Sums and least squares stay float32 and float64.

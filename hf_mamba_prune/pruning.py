@@ -120,7 +120,7 @@ def prepare(
         if calibration is None:
             raise ValueError("scores and reconstruction are measured on data: give a calibration text.")
         samples, length = config.calibration_samples, config.calibration_length
-        learned = sequences_to_tune(model.num_parameters(), samples, length)
+        learned = sequences_to_tune(model.num_parameters(), samples, length, model.device.type == "cpu")
         drawn = sample_sequences(calibration, tokenizer, max(samples, learned), length, config.seed)
         check_ids(drawn, model, f"the text {calibration.name}")
         sequences, lessons = drawn[:samples], drawn[:learned]

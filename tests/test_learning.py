@@ -54,7 +54,8 @@ def test_what_only_masks_learns_nothing(mamba, tokenizer):
     assert report.calibration.learned == 0
 
 
-def test_a_big_model_learns_from_few_sequences():
+def test_a_big_model_learns_from_few_sequences_on_a_cpu():
     assert sequences_to_tune(4_000_000, 128, 512) == 512
     assert sequences_to_tune(130_000_000, 64, 512) == 30
     assert sequences_to_tune(3_000_000_000, 64, 512) == 4
+    assert sequences_to_tune(3_000_000_000, 64, 512, on_cpu=False) == 256
