@@ -11,13 +11,27 @@ from rich.console import Console
 
 from hf_mamba_prune import PruningConfig
 from hf_mamba_prune.command.tables import show_expectation
-from hf_mamba_prune.measure.expectation import BITS, REFERENCE, expect, trained_tokens
+from hf_mamba_prune.measure.expectation import BITS, REFERENCE, ZEROS, expect, trained_tokens
 
-RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "few_bits.jsonl"
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+
+def lines_of(name):
+    return [json.loads(line) for line in (RESULTS / name).read_text().splitlines()]
+
+
+def test_the_losses_by_zeros_are_those_of_the_benchmark():
+    for zeros, ratio in ZEROS.items():
+        found = [
+            line["x"]["wiki.test.raw"]
+            for line in lines_of("one_shot.jsonl")
+            if line["model"] == REFERENCE and line["row"] == "ours" and float(line["sparsity"]) == zeros
+        ]
+        assert ratio == pytest.approx(statistics.mean(found), abs=0.002), zeros
 
 
 def test_the_losses_by_bits_are_those_of_the_benchmark():
-    lines = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+    lines = lines_of("few_bits.jsonl")
     for bits, ratio in BITS.items():
         found = [
             line["x"]["wiki.test.raw"]
