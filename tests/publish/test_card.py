@@ -28,11 +28,14 @@ def numbers(values: object) -> list[float]:
 
 
 def derived(report: PruningReport) -> list[float]:
-    """What the card works out: shares in percent, and dense by pruned."""
+    """What the card works out: shares in percent, of zeros and of rows of each width, and dense by pruned."""
     facts = report.sparsity
     counts = (facts.prunable, facts.model, *facts.components)
     pairs = list(zip(report.before, report.after, strict=True))
+    rounded = report.rounding.components if report.rounding else ()
     return [
+        *(100 * own.zeros for own in rounded),
+        *(100 * count / max(1, sum(own.rows)) for own in rounded for count in own.rows),
         *(100 * count.sparsity for count in counts),
         *(100 * dense.perplexity / pruned.perplexity for dense, pruned in pairs),
         *(100 * dense.bits_per_byte / pruned.bits_per_byte for dense, pruned in pairs),
@@ -73,7 +76,8 @@ def test_the_front_matter_gives_the_numbers_back(path):
         for metric in ("perplexity", "bits_per_byte", "word_perplexity"):
             assert found[metrics.text, metric] == getattr(metrics, metric)
     assert card.data.library_name == "transformers"
-    assert {"mamba", "pruned", "sparsity", "hf-mamba-prune"} <= set(card.data.tags)
+    made = {"quantized"} if report.rounding else {"pruned", "sparsity"}
+    assert {"mamba", "hf-mamba-prune"} | made <= set(card.data.tags)
 
 
 def test_there_are_cards_to_test():
