@@ -26,8 +26,7 @@ from likeness import Reference
 from hf_mamba_prune import Evaluation, PruningConfig, load_model, prune, read_text, use_native
 from hf_mamba_prune.bits.model import measure_rows, round_model
 from hf_mamba_prune.models.targets import find_targets
-from hf_mamba_prune.repair.tuning import sequences_to_tune
-from hf_mamba_prune.texts.sequences import sample_sequences
+from hf_mamba_prune.pruning import draw
 
 DATA = Path(os.environ.get("HF_MAMBA_PRUNE_DATA", "../shared/data"))
 SIZES = (4.25, 3.25, 2.75, 2.5, 2.25, 2.1, 1.5)
@@ -87,13 +86,10 @@ def measure(arguments: argparse.Namespace) -> None:
                 started = time.perf_counter()
                 config = PruningConfig(seed=seed, **asked).for_weights(weights)
                 model.load_state_dict(dense)
-                shape = config.calibration_samples, config.calibration_length
-                learned = sequences_to_tune(weights, *shape)
+                sequences, lessons = draw(model, tokenizer, config, calibration)
                 if size is None:
                     facts = prune(model, tokenizer, config, calibration).rounding
                 else:
-                    lessons = sample_sequences(calibration, tokenizer, learned, shape[1], seed)
-                    sequences = lessons[: shape[0]]
                     measured = measured or measure_rows(model, targets, sequences, config)
                     facts = round_model(
                         model, targets, sequences, config, torch.float32, measured=measured, lessons=lessons
@@ -102,7 +98,7 @@ def measure(arguments: argparse.Namespace) -> None:
                 found = evaluation.run(model, tokenizer)
                 ratios = {own.text: own.perplexity / was.perplexity for own, was in zip(found, base, strict=True)}
                 row = key | {"got": facts.bits, "head": facts.embedding_bits, "x": ratios, "seconds": seconds}
-                row |= {"learned": learned}
+                row |= {"learned": len(lessons)}
                 row |= {"masked": {own.name: own.zeros for own in facts.components}}
                 row |= {"like": {name: reference.likeness(model) for name, reference in references.items()}}
                 row |= {"expected": facts.expected_rise, "dense": {was.text: was.perplexity for was in base}}

@@ -119,11 +119,7 @@ def prepare(
     if reads_calibration(config, gradual):
         if calibration is None:
             raise ValueError("scores and reconstruction are measured on data: give a calibration text.")
-        samples, length = config.calibration_samples, config.calibration_length
-        learned = sequences_to_tune(model.num_parameters(), samples, length, model.device.type == "cpu")
-        drawn = sample_sequences(calibration, tokenizer, max(samples, learned), length, config.seed)
-        check_ids(drawn, model, f"the text {calibration.name}")
-        sequences, lessons = drawn[:samples], drawn[:learned]
+        sequences, lessons = draw(model, tokenizer, config, calibration)
     tokens = None
     if recovery is not None:
         if gradual:
@@ -143,6 +139,21 @@ def prepare(
         tokens=tokens,
         text=None if calibration is None else calibration.name,
     )
+
+
+def draw(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: PruningConfig, calibration: TextSource
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What scores are measured on, and what is left learns from: the first of the same token ids, (samples, l) each.
+
+    Raises:
+        ValueError: the text is too short, or of another vocabulary.
+    """
+    samples, length = config.calibration_samples, config.calibration_length
+    learned = sequences_to_tune(model.num_parameters(), samples, length, model.device.type == "cpu")
+    drawn = sample_sequences(calibration, tokenizer, max(samples, learned), length, config.seed)
+    check_ids(drawn, model, f"the text {calibration.name}")
+    return drawn[:samples], drawn[:learned]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +206,10 @@ class ReadyToPrune:
         round_to(model, dtype)
         rounding = self._rounded(dense, dtype, meter) if gradual else rounding
         learned = self.lessons if repaired or self.config.rounds else None
-        sparsity = zeros.checked_facts(model, self.config.sparsity, budget or in_training)
+        last = budget or in_training
+        if last is None:
+            raise RuntimeError("the training ended without a pruning step: train longer, or lower steps.")
+        sparsity = zeros.checked_facts(model, self.config.sparsity, last)
         with meter.step("evaluate"):
             after, tasks_after = self._measured()
         return PruningReport(

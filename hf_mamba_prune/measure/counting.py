@@ -56,14 +56,12 @@ class ZeroCounter:
             at_ceiling=at_ceiling,
         )
 
-    def checked_facts(self, model: PreTrainedModel, asked: float, budget: Budget | None) -> SparsityFacts:
+    def checked_facts(self, model: PreTrainedModel, asked: float, budget: Budget) -> SparsityFacts:
         """The same of a run with this budget; fewer zeros than its masks hold mean that some were never applied.
 
         Raises:
-            RuntimeError: that happened, or a training ended before its first budget.
+            RuntimeError: that happened.
         """
-        if budget is None:
-            raise RuntimeError("the training ended without a pruning step: train longer, or lower steps.")
         found = self.facts(model, asked, budget.total, budget.at_ceiling)
         if found.prunable.zeros < found.masked:
             untouched = [count.name for count in found.targets if count.zeros == 0]

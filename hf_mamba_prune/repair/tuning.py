@@ -188,17 +188,10 @@ def tune(
 
 @torch.no_grad()
 def _lost(model: PreTrainedModel, dense: PreTrainedModel, sequences: torch.Tensor, bf16: bool) -> float:
-    """Nats per token, over some sequences.
-
-    Raises:
-        RuntimeError: they are not finite.
-    """
+    """Nats per token, over some sequences."""
     with evaluation_mode(model), evaluation_mode(dense):
         rows = [_divergence(model, dense, row[None].to(model.device), bf16) for row in sequences]
-    lost = float(torch.stack(rows).mean())
-    if not math.isfinite(lost):
-        raise RuntimeError("the divergence from the dense model is not finite.")
-    return max(lost, 0.0)
+    return max(0.0, float(torch.stack(rows).mean()))  # that it is finite is for `tune` to say
 
 
 def sequences_to_tune(weights: int, samples: int, length: int, on_cpu: bool = True) -> int:

@@ -157,7 +157,7 @@ class CalibrationFacts:
         source: name of the text.
         samples, length: sequences, and tokens of each.
         tokens_sha256: hash of their token ids.
-        learned: sequences of the same text that what is left learned from, those that were measured on among them.
+        learned: sequences of the same draw that what is left learned from, the first ones like those.
     """
 
     source: str
