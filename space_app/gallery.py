@@ -27,8 +27,6 @@ def rows(reports: dict[str, PruningReport]) -> list[list[str | float]]:
     found = []
     for name, report in reports.items():
         before, after, packed = report.before[0], report.after[0], report.speeds[-1]
-        training = report.recovery
-        recipe = "reconstruction" if training is None else f"reconstruction + {training.steps:,} steps"
         found.append(
             [
                 name,
@@ -38,10 +36,21 @@ def rows(reports: dict[str, PruningReport]) -> list[list[str | float]]:
                 round(after.perplexity / before.perplexity, 3),
                 round(packed.file_bytes / 1e6, 2),
                 round(packed.decode_tokens_per_second),
-                recipe if report.reconstruction else recipe.removeprefix("reconstruction + "),
+                _recipe(report),
             ]
         )
     return found
+
+
+def _recipe(report: PruningReport) -> str:
+    parts = []
+    if report.rounding is not None:
+        parts.append(f"{report.rounding.bits:.2f} bits")
+    if report.reconstruction is not None:
+        parts.append("reconstruction")
+    if report.recovery is not None:
+        parts.append(f"{report.recovery.steps:,} steps")
+    return " + ".join(parts)
 
 
 def picture(reports: dict[str, PruningReport]) -> str:
