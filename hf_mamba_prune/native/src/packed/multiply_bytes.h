@@ -14,6 +14,15 @@ HMP_INLINE void add_lanes(Floats (*parts)[kBand], float* sums) {
   }
 }
 
+#if HMP_BYTES
+// Eight lanes, and 0 in those that wider vectors have behind them: `add_lanes` reads all.
+HMP_INLINE Floats whole_lanes(__m256 eight) {
+  Floats whole{};
+  std::memcpy(&whole, &eight, sizeof(eight));
+  return whole;
+}
+#endif
+
 #if HMP_WIDE
 
 // The next 64 weights of a row that has `left` of them; the places in it move on.
@@ -177,7 +186,7 @@ void band_by_bytes(const PackedMatrix& m, int64_t first, int count, const Vector
       }
     }
     if constexpr (!Dense) masks += 8 * m.words();
-    for (int b = 0; b < Batch; ++b) std::memcpy(&parts[b][row], &sum[b], sizeof(sum[b]));
+    for (int b = 0; b < Batch; ++b) parts[b][row] = whole_lanes(sum[b]);
   }
   add_lanes<Batch>(parts, sums);
 }

@@ -93,7 +93,7 @@ HMP_INLINE void few_rows_by_codes(const PackedMatrix& m, int64_t first, const in
 #pragma GCC unroll 2
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 8
-    for (int b = 0; b < Batch; ++b) store_as(&parts[b][rows[r]], own.sum[r][b]);
+    for (int b = 0; b < Batch; ++b) parts[b][rows[r]] = whole_lanes(own.sum[r][b]);
   }
 }
 
@@ -155,7 +155,7 @@ void rows_by_codes(const PackedMatrix& m, int64_t first, uint32_t which, const V
       __m256 sum[Batch] = {};
       masked_row_by_codes<kBits, Batch>(m, first + row, table, v, sum);
 #pragma GCC unroll 8
-      for (int b = 0; b < Batch; ++b) store_as(&parts[b][row], sum[b]);
+      for (int b = 0; b < Batch; ++b) parts[b][row] = whole_lanes(sum[b]);
     }
   }
 }
