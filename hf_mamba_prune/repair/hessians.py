@@ -13,7 +13,8 @@ _COLUMNS = 384
 class HessianSum:
     """E[x x^T] of one target's inputs, for each group of its rows with weights of tokens of their own.
 
-    Products are in float32, or as autocast has them, and sums in float64.
+    Products are in float32, whatever autocast says, and sums in float64: in bfloat16 few tokens, or inputs of very
+    different sizes, give a matrix with eigenvalues below zero, on which least squares diverge.
     """
 
     def __init__(self) -> None:
@@ -47,5 +48,6 @@ class HessianSum:
             self._sums = torch.zeros(len(scaled), size, size, dtype=torch.float64, device=rows.device)
         for group, own in enumerate(scaled):
             for first in range(0, size, _COLUMNS):
-                part = own[:, first : first + _COLUMNS].T @ rows[:, : first + _COLUMNS]
+                with torch.autocast(rows.device.type, enabled=False):
+                    part = own[:, first : first + _COLUMNS].T @ rows[:, : first + _COLUMNS]
                 self._sums[group, first : first + _COLUMNS, : first + _COLUMNS] += part
