@@ -136,7 +136,8 @@ def test_the_best_checkpoint_and_the_newest_are_kept_and_known_by_their_places(t
     trainer.train()
     best = tmp_path / f"checkpoint-{trainer.state.best_global_step}"
     assert trainer.state.best_model_checkpoint == str(best)
-    assert {path.name for path in tmp_path.iterdir()} == {best.name, "checkpoint-8"}
+    kept = {path.name for path in tmp_path.iterdir()}  # where the newest is the best, the one before it, too
+    assert len(kept) == 2 and kept >= {best.name, "checkpoint-8"}
     state = json.loads((tmp_path / "checkpoint-8" / "trainer_state.json").read_text())
     assert state["best_model_checkpoint"] == str(best)
 
