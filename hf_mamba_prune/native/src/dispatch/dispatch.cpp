@@ -11,8 +11,8 @@ std::vector<const KernelTable*> supported_tables() {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("fma") &&
       __builtin_cpu_supports("bmi2")) {
-    if (__builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512vnni") &&
-        __builtin_cpu_supports("avx512bf16")) {
+    if (__builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") &&
+        __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16")) {
       tables.push_back(&kAvx512Bf16);
     }
     tables.push_back(&kAvx512);

@@ -1,6 +1,7 @@
 // Weights of a few bits times vectors that were rounded to int8.
 #pragma once
 #include "packed/codes.h"
+#include "packed/codes_wide.h"
 #include "packed/multiply_bytes.h"
 
 namespace hmp {
@@ -8,19 +9,61 @@ namespace HMP_ISA {
 
 #if defined(__AVX2__)
 
-// part + the products of 64 unsigned levels, at most 63, with bytes of at least -127: two products of neighbours are
-// added as 16 bits, which is enough for two pairs.
-HMP_INLINE __m256i add_products(__m256i part, LevelBytes w, const int8_t* x,
-                                [[maybe_unused]] __m256i ones) {
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
-  part = _mm256_dpbusd_epi32(part, w.low, load_as<__m256i>(x));
-  return _mm256_dpbusd_epi32(part, w.high, load_as<__m256i>(x + 32));
+// Products of 64 unsigned levels, at most 63, with bytes of at least -127, are added to sums of whole numbers in lanes,
+// and those of a group, times its scale, to sums of floats.
+#if HMP_WIDE
+using WholeSums = __m512i;
+using FloatSums = __m512;
+
+HMP_INLINE __m512i joined(LevelBytes w) { return _mm512_inserti64x4(_mm512_castsi256_si512(w.low), w.high, 1); }
+HMP_INLINE WholeSums add_products(WholeSums part, __m512i w, const int8_t* x, __m256i) {
+  return _mm512_dpbusd_epi32(part, w, load_as<__m512i>(x));
+}
+HMP_INLINE WholeSums add_products(WholeSums part, LevelBytes w, const int8_t* x, __m256i ones) {
+  return add_products(part, joined(w), x, ones);
+}
+HMP_INLINE WholeSums whole_sums(const int32_t* eight) { return _mm512_zextsi256_si512(load_as<__m256i>(eight)); }
+HMP_INLINE FloatSums add_scaled(FloatSums sum, WholeSums part, float scale) {
+  return _mm512_fmadd_ps(_mm512_cvtepi32_ps(part), _mm512_set1_ps(scale), sum);
+}
+HMP_INLINE Floats whole_lanes(FloatSums sum) { return (Floats)sum; }
 #else
+using WholeSums = __m256i;
+using FloatSums = __m256;
+
+// Two products of neighbours are added as 16 bits, which is enough for two pairs.
+HMP_INLINE WholeSums add_products(WholeSums part, LevelBytes w, const int8_t* x, __m256i ones) {
   const __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(w.low, load_as<__m256i>(x)),
                                          _mm256_maddubs_epi16(w.high, load_as<__m256i>(x + 32)));
   return _mm256_add_epi32(part, _mm256_madd_epi16(pairs, ones));
-#endif
 }
+HMP_INLINE WholeSums whole_sums(const int32_t* eight) { return load_as<__m256i>(eight); }
+HMP_INLINE FloatSums add_scaled(FloatSums sum, WholeSums part, float scale) {
+  return _mm256_fmadd_ps(_mm256_cvtepi32_ps(part), _mm256_set1_ps(scale), sum);
+}
+#endif
+
+// Reads words without masks.
+template <int kBits, bool Narrow>
+struct WordLevels {
+  __m256i table;
+  HMP_INLINE explicit WordLevels(const PackedMatrix& m) : table(level_table<kBits, true>(m)) {}
+  HMP_INLINE LevelBytes next(const PackedMatrix& m, const uint8_t*& word) const {
+    return level_bytes<kBits, Narrow>(m, table, word);
+  }
+};
+#if HMP_WIDE
+template <int kBits>
+struct WordLevels<kBits, false> {
+  __m512i table;
+  HMP_INLINE explicit WordLevels(const PackedMatrix& m) : table(wide_level_table<kBits>(m)) {}
+  HMP_INLINE __m512i next(const PackedMatrix&, const uint8_t*& word) const {
+    const __m512i codes = wide_codes_of_word<kBits>(word);
+    word += 8 * kBits;
+    return _mm512_permutexvar_epi8(codes, table);
+  }
+};
+#endif
 
 // A few rows with codes of the same bits, which share what is read of the vectors. All loops over rows and vectors are
 // unrolled, or the sums would live in memory.
@@ -29,17 +72,20 @@ struct RowsByCodes {
   static constexpr int kWords = kGroup / 64;
   const PackedMatrix& m;
   const Vectors& v;
-  const __m256i table, ones;
+  const WordLevels<kBits, Narrow> levels;
+  const __m256i ones;
   const uint8_t* words[2];
-  __m256i part[Rows][Batch];
-  __m256 sum[Rows][Batch];
+  WholeSums part[Rows][Batch];
+  FloatSums sum[Rows][Batch];
 
-  HMP_INLINE RowsByCodes(const PackedMatrix& matrix, const Vectors& vectors, __m256i levels, int64_t one, int64_t other)
-      : m(matrix), v(vectors), table(levels), ones(all_words_one()), words{first_word(matrix, one), first_word(matrix, other)} {
+  HMP_INLINE RowsByCodes(const PackedMatrix& matrix, const Vectors& vectors, WordLevels<kBits, Narrow> reader,
+                         int64_t one, int64_t other)
+      : m(matrix), v(vectors), levels(reader), ones(all_words_one()),
+        words{first_word(matrix, one), first_word(matrix, other)} {
 #pragma GCC unroll 2
     for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 8
-      for (int b = 0; b < Batch; ++b) sum[r][b] = _mm256_setzero_ps();
+      for (int b = 0; b < Batch; ++b) sum[r][b] = FloatSums{};
     }
   }
 
@@ -56,7 +102,7 @@ struct RowsByCodes {
   HMP_INLINE void add_word(int64_t word) {
 #pragma GCC unroll 2
     for (int r = 0; r < Rows; ++r) {
-      const LevelBytes w = level_bytes<kBits, Narrow>(m, table, words[r]);
+      const auto w = levels.next(m, words[r]);
 #pragma GCC unroll 8
       for (int b = 0; b < Batch; ++b) part[r][b] = add_products(part[r][b], w, v.bytes + b * v.padded + word * 64, ones);
     }
@@ -65,7 +111,7 @@ struct RowsByCodes {
 #pragma GCC unroll 8
     for (int b = 0; b < Batch; ++b) {
 #pragma GCC unroll 2
-      for (int r = 0; r < Rows; ++r) part[r][b] = load_as<__m256i>(v.corrections + (b * groups + group) * 16);
+      for (int r = 0; r < Rows; ++r) part[r][b] = whole_sums(v.corrections + (b * groups + group) * 16);
     }
     fetch_group();
     if (left >= kWords) {
@@ -76,18 +122,18 @@ struct RowsByCodes {
     }
 #pragma GCC unroll 8
     for (int b = 0; b < Batch; ++b) {
-      const __m256 scale = _mm256_set1_ps(v.scales[b * groups + group]);
+      const float scale = v.scales[b * groups + group];
 #pragma GCC unroll 2
-      for (int r = 0; r < Rows; ++r) sum[r][b] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(part[r][b]), scale, sum[r][b]);
+      for (int r = 0; r < Rows; ++r) sum[r][b] = add_scaled(sum[r][b], part[r][b], scale);
     }
   }
 };
 
 // parts: (Batch, kBand), of which those of `rows` are filled.
 template <int kBits, bool Narrow, int Batch, int Rows>
-HMP_INLINE void few_rows_by_codes(const PackedMatrix& m, int64_t first, const int* rows, __m256i table,
-                                  const Vectors& v, Floats (*parts)[kBand]) {
-  RowsByCodes<kBits, Narrow, Batch, Rows> own(m, v, table, first + rows[0], first + rows[Rows - 1]);
+HMP_INLINE void few_rows_by_codes(const PackedMatrix& m, int64_t first, const int* rows,
+                                  WordLevels<kBits, Narrow> levels, const Vectors& v, Floats (*parts)[kBand]) {
+  RowsByCodes<kBits, Narrow, Batch, Rows> own(m, v, levels, first + rows[0], first + rows[Rows - 1]);
   const int64_t groups = v.padded / kGroup, words = m.words();
   for (int64_t group = 0; group < groups; ++group) own.add_group(group, groups, words - group * own.kWords);
 #pragma GCC unroll 2
@@ -101,7 +147,7 @@ HMP_INLINE void few_rows_by_codes(const PackedMatrix& m, int64_t first, const in
 template <int kBits, bool Narrow, int Batch>
 HMP_INLINE void rows_in_pairs(const PackedMatrix& m, int64_t first, uint32_t which, const Vectors& v,
                               Floats (*parts)[kBand]) {
-  const __m256i table = level_table<kBits, true>(m);
+  const WordLevels<kBits, Narrow> levels(m);
   for (; which != 0; which &= which - 1) {
     int rows[2] = {__builtin_ctz(which)};
     if constexpr (kBits <= 3 && Batch <= 2) {
@@ -109,26 +155,26 @@ HMP_INLINE void rows_in_pairs(const PackedMatrix& m, int64_t first, uint32_t whi
       if (rest != 0) {
         which = rest;
         rows[1] = __builtin_ctz(which);
-        few_rows_by_codes<kBits, Narrow, Batch, 2>(m, first, rows, table, v, parts);
+        few_rows_by_codes<kBits, Narrow, Batch, 2>(m, first, rows, levels, v, parts);
         continue;
       }
     }
-    few_rows_by_codes<kBits, Narrow, Batch, 1>(m, first, rows, table, v, parts);
+    few_rows_by_codes<kBits, Narrow, Batch, 1>(m, first, rows, levels, v, parts);
   }
 }
 
 // A row under a mask.
 template <int kBits, int Batch>
 HMP_INLINE void masked_row_by_codes(const PackedMatrix& m, int64_t row, __m256i table, const Vectors& v,
-                                    __m256 (&sum)[Batch]) {
+                                    FloatSums (&sum)[Batch]) {
   MaskedWords<kBits> from(m, row, table);
   const __m256i ones = all_words_one();
   const int64_t groups = v.padded / kGroup;
   const int8_t* x = v.bytes;
   for (int64_t group = 0, left = m.words(); group < groups; ++group, left -= kGroup / 64) {
-    __m256i part[Batch];
+    WholeSums part[Batch];
 #pragma GCC unroll 8
-    for (int b = 0; b < Batch; ++b) part[b] = load_as<__m256i>(v.corrections + (b * groups + group) * 16);
+    for (int b = 0; b < Batch; ++b) part[b] = whole_sums(v.corrections + (b * groups + group) * 16);
 #pragma GCC unroll 1
     for (int64_t word = smaller(left, kGroup / 64); word > 0; --word, x += 64) {
       const LevelBytes w = from.next();
@@ -136,9 +182,7 @@ HMP_INLINE void masked_row_by_codes(const PackedMatrix& m, int64_t row, __m256i 
       for (int b = 0; b < Batch; ++b) part[b] = add_products(part[b], w, x + b * v.padded, ones);
     }
 #pragma GCC unroll 8
-    for (int b = 0; b < Batch; ++b) {
-      sum[b] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(part[b]), _mm256_set1_ps(v.scales[b * groups + group]), sum[b]);
-    }
+    for (int b = 0; b < Batch; ++b) sum[b] = add_scaled(sum[b], part[b], v.scales[b * groups + group]);
   }
 }
 
@@ -152,7 +196,7 @@ void rows_by_codes(const PackedMatrix& m, int64_t first, uint32_t which, const V
     const __m256i table = level_table<kBits, false>(m);
     for (; which != 0; which &= which - 1) {
       const int row = __builtin_ctz(which);
-      __m256 sum[Batch] = {};
+      FloatSums sum[Batch] = {};
       masked_row_by_codes<kBits, Batch>(m, first + row, table, v, sum);
 #pragma GCC unroll 8
       for (int b = 0; b < Batch; ++b) parts[b][row] = whole_lanes(sum[b]);

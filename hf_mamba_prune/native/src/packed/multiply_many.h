@@ -71,14 +71,14 @@ struct LevelsOfRow {
 
 // parts[token][row]: sums in lanes of kTileTokens vectors with kTileRows rows of bytes.
 HMP_INLINE void multiply_tile(const uint8_t* weights, const ManyVectors& v, int64_t token, int64_t words,
-                              __m256 (*parts)[kTileRows]) {
+                              FloatSums (*parts)[kTileRows]) {
   const __m256i ones = all_words_one();
   for (int64_t group = 0; group < v.groups; ++group) {
     const int64_t place = token * v.groups + group;
-    __m256i part[kTileTokens][kTileRows];
+    WholeSums part[kTileTokens][kTileRows];
 #pragma GCC unroll 4
     for (int b = 0; b < kTileTokens; ++b) {
-      const __m256i correction = load_as<__m256i>(v.corrections.get() + (place + b * v.groups) * 8);
+      const WholeSums correction = whole_sums(v.corrections.get() + (place + b * v.groups) * 8);
 #pragma GCC unroll 2
       for (int r = 0; r < kTileRows; ++r) part[b][r] = correction;
     }
@@ -99,11 +99,9 @@ HMP_INLINE void multiply_tile(const uint8_t* weights, const ManyVectors& v, int6
     }
 #pragma GCC unroll 4
     for (int b = 0; b < kTileTokens; ++b) {
-      const __m256 scale = _mm256_set1_ps(v.scales[place + b * v.groups]);
+      const float scale = v.scales[place + b * v.groups];
 #pragma GCC unroll 2
-      for (int r = 0; r < kTileRows; ++r) {
-        parts[b][r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(part[b][r]), scale, parts[b][r]);
-      }
+      for (int r = 0; r < kTileRows; ++r) parts[b][r] = add_scaled(parts[b][r], part[b][r], scale);
     }
   }
 }
@@ -123,10 +121,10 @@ inline void many_of_band(const ManyProduct& own, int64_t band, int64_t first, in
   for (int64_t token = first; token < last; token += kTileTokens) {
     Floats parts[kTileTokens][kBand] = {};
     for (int row = 0; row < count; row += kTileRows) {
-      __m256 tile[kTileTokens][kTileRows] = {};
+      FloatSums tile[kTileTokens][kTileRows] = {};
       multiply_tile(levels + row * v.padded, v, token, m.words(), tile);
       for (int b = 0; b < kTileTokens; ++b) {
-        for (int r = 0; r < kTileRows; ++r) store_as(&parts[b][row + r], tile[b][r]);
+        for (int r = 0; r < kTileRows; ++r) parts[b][row + r] = whole_lanes(tile[b][r]);
       }
     }
     float sums[kTileTokens * kBand];
