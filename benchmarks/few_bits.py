@@ -4,8 +4,8 @@
         [--seeds 0 1 2] [--windows N] [--window 1024] [--c4] [--no-zeros | --values 2 --sparsity 0.5]
     python benchmarks/few_bits.py --table benchmarks/results/few_bits.jsonl
 
-Calibrated on 128 x 512 tokens of the text and tuned on 512 x 512, measured on the first windows of WikiText-103's raw
-test text (all of it without --windows), the dense model beside it, and how like it they are (`likeness.py`);
+Calibrated on 128 x 512 tokens of the text and tuned on 1,024 x 512, measured on the first windows of WikiText-103's
+raw test text (all of it without --windows), the dense model beside it, and how like it they are (`likeness.py`);
 projections, embeddings and head rounded, as the packed file holds them. With --no-zeros no weight may have a mask;
 with --values the kept weights of a sparse model are rounded instead: both for the comparison of zeros and bits. Rows
 that are there are not measured again. The data folder is that of HF_MAMBA_PRUNE_DATA (default ../shared/data).

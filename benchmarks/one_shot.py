@@ -4,7 +4,7 @@
         [--windows N] [--c4] [--second] [--threads 2] [--table]
 
 Calibrated on 128 x 512 tokens of real text, measured on WikiText-103's raw test text as `hf-mamba-prune evaluate`
-does, every row on all projections (in, x, dt, out) with the same true sparsity; what is tuned reads 512 sequences of
+does, every row on all projections (in, x, dt, out) with the same true sparsity; what is tuned reads 1,024 sequences of
 the same text. "magnitude, global" is what `torch.nn.utils.prune.global_unstructured` chooses. Each measurement is a
 line of results/one_shot.jsonl as soon as it is there, and is not made again; --table only prints that file. The data
 folder is that of the environment variable HF_MAMBA_PRUNE_DATA (default ../shared/data), the model stands beside it in
@@ -104,6 +104,7 @@ def measure(arguments: argparse.Namespace) -> None:
             line = key | {"x": {own.text: own.perplexity / was.perplexity for own, was in found}}
             line |= {"dense": {was.text: was.perplexity for was in base}, "seconds": seconds}
             line |= {"peak": max(cost.peak_bytes for cost in report.costs)}
+            line |= {"learned": 0 if report.calibration is None else report.calibration.learned}
             with RESULTS.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             print(line, flush=True)

@@ -73,9 +73,9 @@ def test_of_a_pruning_in_training_nothing_is_said():
         (
             "me/own",
             {"bits": 2.5},
-            ["mamba-wiki-4m", "1.08 x the perplexity of its dense self", "seen more loses more"],
+            ["mamba-wiki-4m", f"{BITS[2.5]:.2f} x the perplexity of its dense self", "seen more loses more"],
         ),
-        ("state-spaces/mamba-370m", {"bits": 2.5}, ["1.08 x", "seen about 80"]),
+        ("state-spaces/mamba-370m", {"bits": 2.5}, [f"{BITS[2.5]:.2f} x", "seen about 80"]),
         ("state-spaces/mamba-370m", {"size": 10**6}, ["Figures are known of mamba-wiki-4m", "--bits 2.75"]),
         ("me/own", {"size": 10**6}, []),
     ],
