@@ -38,7 +38,7 @@ def write_tables() -> None:
     rows = [json.loads(line) for line in RESULTS.read_text().splitlines()]
     shapes = [(shape, list(own)) for shape, own in groupby(rows, key=lambda row: row["shape"])]
     text = [
-        "`benchmarks/few_bits_runtime.py --table`, of the measurements in `few_bits_runtime.jsonl`; the picture is "
+        f"`benchmarks/few_bits_runtime.py --table`, of the measurements in `{RESULTS.name}`; the picture is "
         "`speed_by_size.png`. Tokens a second.",
         "llama.cpp is its prebuilt library, with the best backend that the processor has.",
     ]
