@@ -43,10 +43,11 @@ def rows(reports: dict[str, PruningReport]) -> list[list[str | float]]:
 
 
 def _recipe(report: PruningReport) -> str:
+    """What was done, in order; a report without reconstruction has an empty tuple of it."""
     parts = []
     if report.rounding is not None:
         parts.append(f"{report.rounding.bits:.2f} bits")
-    if report.reconstruction is not None:
+    if report.reconstruction:
         parts.append("reconstruction")
     if report.recovery is not None:
         parts.append(f"{report.recovery.steps:,} steps")

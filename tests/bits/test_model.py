@@ -52,9 +52,8 @@ def test_bits_are_met_and_the_packed_model_is_the_rounded_one(case, sequences, t
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     with native.force_instruction_set("portable") if native.available() else nullcontext():
         torch.testing.assert_close(kept(ids).logits, dense, rtol=1e-3, atol=1e-3)
-    assert (
-        found - dense
-    ).norm() < 0.05 * dense.norm()  # AVX2 and AVX-512 round what codes meet to int8, or to bfloat16
+    # AVX2 and AVX-512 round what codes meet to int8, or to bfloat16.
+    assert (found - dense).norm() < 0.05 * dense.norm()
 
 
 def test_a_bfloat16_model_saves_and_packs_the_same_numbers(sequences, tmp_path):

@@ -105,4 +105,7 @@ def test_the_gallery_shows_every_committed_report():
     assert [len(row) for row in rows] == [len(gallery.COLUMNS)] * len(shown)
     for name, row in zip(shown, rows, strict=True):
         assert row[3] / row[2] == pytest.approx(row[4], abs=0.002), name
+    by_name = {row[0]: row[-1] for row in rows}
+    assert by_name["mamba-wiki-3m-pruned-70"] == "reconstruction + 120 steps"
+    assert by_name["mamba-wiki-4m-2.5-bits"] == "2.50 bits"  # rounding repairs by itself
     assert "<svg" in gallery.picture(shown)

@@ -14,15 +14,6 @@ HMP_INLINE void add_lanes(Floats (*parts)[kBand], float* sums) {
   }
 }
 
-#if HMP_BYTES
-// Eight lanes, and 0 in those that wider vectors have behind them: `add_lanes` reads all.
-HMP_INLINE Floats whole_lanes(__m256 eight) {
-  Floats whole{};
-  std::memcpy(&whole, &eight, sizeof(eight));
-  return whole;
-}
-#endif
-
 #if HMP_WIDE
 
 // The next 64 weights of a row that has `left` of them; the places in it move on.
@@ -111,6 +102,13 @@ void band_by_bytes(const PackedMatrix& m, int64_t first, int count, const Vector
 }
 
 #elif HMP_BYTES
+
+// Eight lanes, and 0 in those that wider vectors have behind them: `add_lanes` reads all.
+HMP_INLINE Floats whole_lanes(__m256 eight) {
+  Floats whole{};
+  std::memcpy(&whole, &eight, sizeof(eight));
+  return whole;
+}
 
 // For each mask of 8 bits: which value goes to each of the lower or of the upper 8 bytes, 0x80 elsewhere.
 struct BytePlaces {
