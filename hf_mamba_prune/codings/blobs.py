@@ -5,7 +5,7 @@
     mask    uint64 (rows, ceil(columns / 64)), little endian, bit = column, 1 = kept; of codes as `native.codes` says
     scales  (rows,): float32 with int8, bfloat16 with codes
     columns bfloat16 (columns,): scales of codes
-    levels  int8 (30,): with codes
+    levels  int8 (62,): with codes
     bits    uint8 (rows,): widths of mixed codes
     values  the kept values row by row, then as many zeros as the kernels may read behind them
 
@@ -32,9 +32,12 @@ from hf_mamba_prune.codings.tensors import (
 from hf_mamba_prune.native.codes import LEVELS, Grid, decode_planes, encode_planes, in_plane_order, plane_bytes
 from hf_mamba_prune.native.packed import READABLE_BYTES, kept_of
 
-MAGIC = b"HMPpack4"
-_BY_COLUMNS = b"HMPpack2"
-"""Of versions 2 and 3, in which the masks of codes, and so their streams, have the order of columns."""
+MAGIC = b"HMPpack5"
+_OLDER = {b"HMPpack2": 3, b"HMPpack4": 4}
+"""Up to version 4 there are no levels for codes of 5 bits, which count from -16 on; up to version 3 (2 has the same
+magic) the masks of codes, and so their streams, have the order of columns."""
+_VERSIONS = _OLDER | {MAGIC: 5}
+_OLDER_LEVELS = 30
 HEAD_BYTES = 64
 
 _HEAD = struct.Struct("<8sBBBBIqqq24x")
@@ -53,7 +56,7 @@ class BlobHead:
         masked: whether there is a mask.
         columns_scaled: whether codes have scales of columns.
         count: of the values.
-        by_columns: whether masks of codes are those of versions 2 and 3.
+        version: of the format.
     """
 
     shape: tuple[int, int]
@@ -62,7 +65,7 @@ class BlobHead:
     masked: bool
     columns_scaled: bool = False
     count: int
-    by_columns: bool = False
+    version: int = _VERSIONS[MAGIC]
 
     @property
     def coded(self) -> bool:
@@ -71,8 +74,8 @@ class BlobHead:
 
     @property
     def outdated(self) -> bool:
-        """Whether it is read in another order than it is written in."""
-        return self.by_columns and self.masked and self.coding in MASKED_CODES
+        """Whether it is read in another way than it is written."""
+        return self.coded and self.version < _VERSIONS[MAGIC]
 
     def lengths(self) -> tuple[int, ...]:
         """Bytes of mask, scales, scales of columns, levels, widths and values, without what fills them up."""
@@ -81,7 +84,7 @@ class BlobHead:
             rows * (-(-columns // 64) * 8) if self.masked else 0,
             rows * SCALES[self.coding].itemsize if self.coding in SCALES else 0,
             columns * 2 if self.columns_scaled else 0,
-            LEVELS if self.coded else 0,
+            0 if not self.coded else _OLDER_LEVELS if self.outdated else LEVELS,
             rows if self.coding == "mixed" else 0,
             self.count * VALUES[self.coding].itemsize,
         )
@@ -141,11 +144,7 @@ def read_head(blob: torch.Tensor, length: int) -> BlobHead:
         blob[:HEAD_BYTES].numpy().tobytes()
     )
     known = (
-        magic in (MAGIC, _BY_COLUMNS)
-        and dtype < len(DTYPES)
-        and coding < len(CODINGS)
-        and max(masked, scaled) < 2
-        and zero == 0
+        magic in _VERSIONS and dtype < len(DTYPES) and coding < len(CODINGS) and max(masked, scaled) < 2 and zero == 0
     )
     if not known or not all(0 <= size < _MOST for size in (rows, columns, count, rows * columns)):
         raise ValueError("its head is not that of a packed weight")
@@ -156,7 +155,7 @@ def read_head(blob: torch.Tensor, length: int) -> BlobHead:
         masked=bool(masked),
         columns_scaled=bool(scaled),
         count=count,
-        by_columns=magic == _BY_COLUMNS,
+        version=_VERSIONS[magic],
     )
     if head.columns_scaled and not head.coded:
         raise ValueError("its head is not that of a packed weight")
@@ -166,7 +165,7 @@ def read_head(blob: torch.Tensor, length: int) -> BlobHead:
 
 
 def from_blob(blob: torch.Tensor) -> PackedTensor:
-    """The weight that a blob holds; its parts are views of the blob, but for masks and codes of older versions.
+    """The weight that a blob holds; its parts are views of the blob, but for what older versions hold in another way.
 
     Whether they fit each other is for their users.
 
@@ -181,7 +180,7 @@ def from_blob(blob: torch.Tensor) -> PackedTensor:
     grid = None
     if head.coded:
         grid = Grid(
-            levels=levels.view(torch.int8),
+            levels=_with_five_bits(levels.view(torch.int8)) if head.outdated else levels.view(torch.int8),
             column_scales=column_scales.view(torch.bfloat16) if head.columns_scaled else None,
             bits=bits if head.coding == "mixed" else None,
         )
@@ -194,7 +193,8 @@ def from_blob(blob: torch.Tensor) -> PackedTensor:
         scales=scales.view(SCALES[head.coding]) if head.coding in SCALES else None,
         grid=grid,
     )
-    return _in_plane_order(packed) if head.outdated else packed
+    by_columns = head.version < 4 and head.masked and head.coding in MASKED_CODES
+    return _in_plane_order(packed) if by_columns else packed
 
 
 def up_to_date(blob: torch.Tensor) -> torch.Tensor:
@@ -204,6 +204,11 @@ def up_to_date(blob: torch.Tensor) -> torch.Tensor:
         ValueError: it is no blob of this format, or its parts do not fit each other.
     """
     return to_blob(from_blob(blob)) if read_head(blob, blob.numel()).outdated else blob
+
+
+def _with_five_bits(levels: torch.Tensor) -> torch.Tensor:
+    """With the even levels that codes of 5 bits had."""
+    return torch.cat([levels, torch.arange(-16, 16, dtype=torch.int8)])
 
 
 def _in_plane_order(packed: PackedTensor) -> PackedTensor:

@@ -15,9 +15,9 @@ import torch
 
 WIDTHS = (0, 1, 2, 3, 4, 5, 6)
 """Bits that a code may have without masks, where a row of 0 bits is zero; with them 1 to 4."""
-LEVELS, LEVEL_OFFSET = 30, 32
-"""Levels of the tables for 1, 2, 3 and 4 bits, one after the other, and the magnitude of the lowest that may be; a
-wider code counts levels from -2^(bits - 1) on."""
+LEVELS, LEVEL_OFFSET = 62, 32
+"""Levels of the tables for 1 to 5 bits, one after the other, and the magnitude of the lowest that may be; a code of 6
+bits counts levels from -32 on."""
 
 NARROW = 32
 """Columns up to which a matrix has words no wider than it needs."""
@@ -26,7 +26,7 @@ _PLANES = (4, 2, 1)
 
 
 def first_level(bits: int) -> int:
-    """Where the table for codes of 1 to 4 bits begins."""
+    """Where the table for codes of 1 to 5 bits begins."""
     return (1 << bits) - 2
 
 
@@ -57,7 +57,7 @@ def bytes_of_rows(columns: int, bits: torch.Tensor) -> torch.Tensor:
 
 def levels_of(codes: torch.Tensor, bits: int, levels: torch.Tensor) -> torch.Tensor:
     """int8 levels of uint8 codes of one width."""
-    if bits > 4:
+    if bits > 5:
         return (codes.short() - (1 << bits) // 2).to(torch.int8)
     return levels[first_level(bits) + codes.long()]
 

@@ -9,9 +9,10 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from hf_mamba_prune.codings.tensors import DTYPES
 
 METHOD = "hf-mamba-prune"
-VERSION = 4
-READABLE = (2, 3, 4)
-"""Versions of the format that are read: 3 added codes of a few bits, 4 changed the order of those under masks."""
+VERSION = 5
+READABLE = (2, 3, 4, 5)
+"""Versions of the format that are read: 3 added codes of a few bits, 4 changed the order of those under masks, 5
+changed what codes of 5 bits stand for."""
 CHOICES = ("auto", "int8", "rounded")
 
 

@@ -135,8 +135,8 @@ def test_codes_of_a_matrix(coding):
         ({"column_scales": floats(69)}, "column_scales has 276 bytes, expected 70 values"),
         ({"column_scales": held(torch.zeros(70, dtype=torch.bfloat16))}, "column_scales has 140 bytes"),
         ({"levels": None}, "levels is missing"),
-        ({"levels": bytes_of(*[0] * (LEVELS - 1))}, "levels has 29 bytes, expected 30 values"),
-        ({"levels": bytes_of(*[0] * (LEVELS + 1))}, "levels has 31 bytes"),
+        ({"levels": bytes_of(*[0] * (LEVELS - 1))}, "levels has 61 bytes, expected 62 values"),
+        ({"levels": bytes_of(*[0] * (LEVELS + 1))}, "levels has 63 bytes"),
         ({"levels": bytes_of(*[0] * (LEVELS - 1), 32)}, "a level is 32, expected -32 to 31"),
         ({"levels": bytes_of(-33, *[0] * (LEVELS - 1))}, "a level is -33"),
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from native_cases import distance, instruction_sets
 from packed_cases import coded_tensor, of_version_3
 
 from hf_mamba_prune import native
-from hf_mamba_prune.codings.blobs import from_blob, to_blob
+from hf_mamba_prune.codings.blobs import from_blob, to_blob, up_to_date
 from hf_mamba_prune.codings.tensors import unpack_tensor
 from hf_mamba_prune.native.codes import decode_planes, encode_planes, in_plane_order
 
@@ -62,6 +63,19 @@ def test_masks_and_codes_in_the_order_of_columns_still_load(bits):
     assert not torch.equal(old[64:], to_blob(packed)[64:])
     found = from_blob(old)
     assert torch.equal(found.mask, packed.mask) and torch.equal(found.values, packed.values)
+
+
+@pytest.mark.parametrize("bits", ("mixed", 5, 3))
+def test_codes_of_five_bits_of_version_4_have_even_levels(bits):
+    packed, _ = coded_tensor((33, 100), bits, masked=False)
+    levels = torch.cat([packed.grid.levels[:30], torch.arange(-16, 16, dtype=torch.int8)])
+    packed = replace(packed, grid=replace(packed.grid, levels=levels))
+    old = to_blob(packed)
+    old[:8] = torch.tensor([*b"HMPpack4"])
+    start = bytes(old.numpy()).index(bytes(levels.numpy()))
+    old[start + 30 : start + 64] = 0
+    assert torch.equal(unpack_tensor(from_blob(old)), unpack_tensor(packed))
+    assert torch.equal(up_to_date(old), to_blob(packed))
 
 
 def test_a_weight_without_rows_is_its_own_order():

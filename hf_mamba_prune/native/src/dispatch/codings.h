@@ -34,12 +34,12 @@ constexpr bool is_code(Coding coding) { return row_of(coding).coded; }
 // Of whole values; 0 of codes, which lie in planes of bits.
 constexpr int value_bytes(Coding coding) { return is_code(coding) ? 0 : row_of(coding).bits / 8; }
 
-// Levels of codes of 1, 2, 3 and 4 bits, one table after the other; wider codes are levels from -2^(bits - 1) on, and
-// a row of 0 bits is zero.
-constexpr int kLevels = 30;
+// Levels of codes of 1 to 5 bits, one table after the other; codes of 6 are levels from -32 on, and a row of 0 bits is
+// zero.
+constexpr int kLevels = 62;
 constexpr int kLevelOffset = 32;  // levels lie from -32 to 31
 constexpr int first_level(int bits) { return (1 << bits) - 2; }
-constexpr int levels_of(int bits) { return bits <= 4 ? 1 << bits : 0; }
+constexpr int levels_of(int bits) { return bits <= 5 ? 1 << bits : 0; }
 constexpr bool known_bits(int bits) { return bits >= 0 && bits <= 6; }
 
 }  // namespace hmp

@@ -127,15 +127,29 @@ HMP_INLINE LevelBytes codes_of_word(const uint8_t* at) {
   return plane_of_four(at) | plane_of_two<4>(at + 32);
 }
 
-// The levels of a matrix as a shuffle reads them; what lies behind those of the width is never asked for.
+// The levels of a matrix as a shuffle reads them, sixteen in each half; what lies behind those of the width is never
+// asked for.
 template <int kBits, bool Dense>
 HMP_INLINE __m256i level_table(const PackedMatrix& m) {
   if constexpr (levels_of(kBits) == 0) return _mm256_setzero_si256();
-  static_assert(first_level(4) + 16 == kLevels, "sixteen levels can be read from the first one of each width");
+  static_assert(first_level(5) + 32 == kLevels, "sixteen levels can be read from the first one of each width");
+  if constexpr (kBits == 5) {
+    return _mm256_add_epi8(load_as<__m256i>(m.levels + first_level(5)), _mm256_set1_epi8(kLevelOffset));
+  }
   const __m128i offset = _mm_set1_epi8(kLevelOffset);
   const __m128i levels = _mm_add_epi8(load_as<__m128i>(m.levels + first_level(kBits)), offset);
   // Under masks the offset is put on after the shuffle has made 0 of what is masked.
   return _mm256_broadcastsi128_si256(Dense ? levels : _mm_xor_si128(levels, offset));
+}
+
+// Levels of 32 codes of unmasked words.
+template <int kBits>
+HMP_INLINE __m256i levels_of_codes(__m256i table, __m256i codes) {
+  if constexpr (levels_of(kBits) == 0) return codes;
+  if constexpr (kBits < 5) return _mm256_shuffle_epi8(table, codes);
+  const __m256i lower = _mm256_shuffle_epi8(_mm256_permute2x128_si256(table, table, 0x00), codes);
+  const __m256i upper = _mm256_shuffle_epi8(_mm256_permute2x128_si256(table, table, 0x11), codes);
+  return _mm256_blendv_epi8(lower, upper, _mm256_slli_epi16(codes, 3));  // a byte's highest bit decides
 }
 
 // `count` bits of a stream from bit `next` on, at most 64; what stands above them is of no meaning.
@@ -195,15 +209,7 @@ HMP_INLINE LevelBytes level_bytes(const PackedMatrix& m, __m256i table, const ui
     codes = codes_of_word<kBits>(word);
   }
   word += (Narrow ? m.word_columns() : 64) / 8 * kBits;
-  if constexpr (levels_of(kBits) > 0) {
-    codes.low = _mm256_shuffle_epi8(table, codes.low);
-    codes.high = _mm256_shuffle_epi8(table, codes.high);
-  } else if constexpr (kBits == 5) {
-    const __m256i up = all_bytes<kLevelOffset - 16>();
-    codes.low = _mm256_add_epi8(codes.low, up);
-    codes.high = _mm256_add_epi8(codes.high, up);
-  }
-  return codes;
+  return {levels_of_codes<kBits>(table, codes.low), levels_of_codes<kBits>(table, codes.high)};
 }
 
 // Those of a row without one.

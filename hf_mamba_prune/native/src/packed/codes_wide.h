@@ -60,8 +60,8 @@ HMP_INLINE __m512i wide_level_table(const PackedMatrix& m) {
   if constexpr (levels_of(kBits) == 0) {
     return _mm512_add_epi8(codes, _mm512_set1_epi8(kLevelOffset - (1 << kBits) / 2));
   }
-  const __m128i levels = _mm_add_epi8(load_as<__m128i>(m.levels + first_level(kBits)), _mm_set1_epi8(kLevelOffset));
-  return _mm512_permutexvar_epi8(codes, _mm512_broadcast_i32x4(levels));
+  const __m256i table = level_table<kBits, true>(m);
+  return _mm512_permutexvar_epi8(codes, _mm512_inserti64x4(_mm512_castsi256_si512(table), table, 1));
 }
 
 #endif
