@@ -69,6 +69,35 @@ class Tensors {
     if (coding == Coding::kInt8) m.scales = floats(rows);
     return m;
   }
+  // Random codes: of widths by row without masks, or of the coding's under them.
+  PackedMatrix coded(int64_t rows, int64_t columns, Coding coding) {
+    PackedMatrix m;
+    m.rows = rows, m.columns = columns, m.coding = coding;
+    const std::vector<char>& levels = random_bytes(kLevels, 63);
+    for (char& level : *bytes_.back()) level = static_cast<char>(level - kLevelOffset);
+    m.levels = reinterpret_cast<const int8_t*>(levels.data());
+    m.scales = floats(rows);
+    if (columns % 2 == 0) m.column_scales = floats(columns);
+    int64_t bytes = 0;
+    if (coding == Coding::kMixed) {
+      bytes_.push_back(std::make_unique<std::vector<char>>(rows));
+      words_.push_back(std::make_unique<std::vector<uint64_t>>(rows));
+      m.row_bits = reinterpret_cast<const uint8_t*>(bytes_.back()->data()), m.row_starts = words_.back()->data();
+      for (int64_t row = 0; row < rows; ++row) {
+        (*bytes_.back())[row] = static_cast<char>(row % 7);
+        (*words_.back())[row] = bytes;
+        bytes += m.row_bytes(static_cast<int>(row % 7));
+      }
+    } else {
+      m.masks = code_masks(m);
+      m.starts = starts_.back()->data();
+      const int64_t kept = starts_.back()->back();
+      m.plane_bytes = (kept + 63) / 64 * 8;
+      bytes = m.plane_bytes * row_of(coding).bits;
+    }
+    m.values = random_bytes(bytes + kReadable, 255).data();
+    return m;
+  }
   bool finite() const {
     for (const auto& block : blocks_) {
       for (float value : *block) {
@@ -79,6 +108,29 @@ class Tensors {
   }
 
  private:
+  const std::vector<char>& random_bytes(int64_t count, uint32_t mask) {
+    bytes_.push_back(std::make_unique<std::vector<char>>(count));
+    for (char& byte : *bytes_.back()) next(), byte = static_cast<char>(seed_ >> 16 & mask);
+    return *bytes_.back();
+  }
+  // Masks in the order of codes; the numbers of the rows' first weights, and behind them that of all, become the last
+  // of `starts_`.
+  const uint64_t* code_masks(const PackedMatrix& m) {
+    words_.push_back(std::make_unique<std::vector<uint64_t>>(m.rows * m.words()));
+    starts_.push_back(std::make_unique<std::vector<uint32_t>>());
+    uint32_t kept = 0;
+    for (int64_t row = 0; row < m.rows; ++row) {
+      starts_.back()->push_back(kept);
+      for (int64_t place = 0; place < m.words() * 64; ++place) {
+        const int64_t column = place / 64 * 64 + column_of_bit(static_cast<int>(place % 64));
+        if (column >= m.columns || row == 2 || (row != 1 && next() < 0.2f)) continue;
+        (*words_.back())[row * m.words() + place / 64] |= uint64_t{1} << place % 64;
+        ++kept;
+      }
+    }
+    starts_.back()->push_back(kept);
+    return words_.back()->data();
+  }
   float next() {
     seed_ = seed_ * 1664525u + 1013904223u;
     return static_cast<float>(seed_ >> 8) / (1 << 23) - 1.0f;
@@ -160,7 +212,7 @@ bool run_select(const KernelTable& table, int64_t count, Coding coding) {
 
 bool run_packed(const KernelTable& table, int64_t rows, int64_t columns, Coding coding, bool masked) {
   Tensors own;
-  const PackedMatrix m = own.packed(rows, columns, coding, masked);
+  const PackedMatrix m = is_code(coding) ? own.coded(rows, columns, coding) : own.packed(rows, columns, coding, masked);
   for (const int64_t batch : {int64_t{1}, int64_t{4}, kMaxBatch, 2 * kMaxBatch + 1}) {
     const PackedProduct product{&m, batch, own.floats(batch * columns), own.floats(batch * rows)};
     table.packed_product(product, 2);
@@ -185,7 +237,8 @@ bool run_token(const KernelTable& table, bool mamba2, int64_t batch, int threads
   for (int layer = 0; layer < 3; ++layer) {
     PackedLayer l;
     const Coding coding = static_cast<Coding>(layer + 1);
-    l.in_proj = own.packed(model.in_rows(), model.d_model, coding, true);
+    l.in_proj = layer == 0 ? own.packed(model.in_rows(), model.d_model, coding, true)
+                           : own.coded(model.in_rows(), model.d_model, layer == 1 ? Coding::kMixed : Coding::kInt2);
     if (!mamba2) l.x_proj = own.packed(model.small_rows(), model.d_inner, coding, layer > 0);
     if (!mamba2) l.dt_proj = own.packed(model.d_inner, model.rank, coding, true);
     l.out_proj = own.packed(model.d_model, model.d_inner, coding, true);
@@ -201,7 +254,7 @@ bool run_token(const KernelTable& table, bool mamba2, int64_t batch, int threads
     states.push_back(own.floats(batch * model.d_inner * model.states));
   }
   model.final_norm = own.floats(model.d_model);
-  model.embeddings = model.head = own.packed(70, model.d_model, Coding::kInt8, false);
+  model.embeddings = model.head = own.coded(70, model.d_model, Coding::kMixed);
   const std::vector<int64_t> tokens(batch, 69);
   const TokenStep step{&model,       batch, tokens.data(), windows.data(), states.data(), own.floats(batch * 70),
                        own.floats(model.memory(batch)), threads};
@@ -230,10 +283,13 @@ int main() {
         count(run_select(*table, l == 513 ? 1100001 : l, coding));
       }
     }
-    for (int64_t columns : {1, 5, 63, 64, 65, 129, 200}) {
+    for (int64_t columns : {1, 5, 24, 63, 64, 65, 129, 200, 600}) {
       for (int64_t rows : {3, 16, 37}) {
         for (int coding = 0; coding < 8; ++coding) {
           count(run_packed(*table, rows, columns, static_cast<Coding>(coding / 2), coding % 2 == 0));
+        }
+        for (Coding coding : {Coding::kMixed, Coding::kInt1, Coding::kInt2, Coding::kInt3, Coding::kInt4}) {
+          count(run_packed(*table, rows, columns, coding, coding != Coding::kMixed));
         }
       }
     }

@@ -75,13 +75,14 @@ struct RowsByCodes {
   const WordLevels<kBits, Narrow> levels;
   const __m256i ones;
   const uint8_t* words[2];
+  const char* coming;  // what memory is asked for next
   WholeSums part[Rows][Batch];
   FloatSums sum[Rows][Batch];
 
   HMP_INLINE RowsByCodes(const PackedMatrix& matrix, const Vectors& vectors, WordLevels<kBits, Narrow> reader,
-                         int64_t one, int64_t other)
+                         int64_t one, int64_t other, const char* ahead)
       : m(matrix), v(vectors), levels(reader), ones(all_words_one()),
-        words{first_word(matrix, one), first_word(matrix, other)} {
+        words{first_word(matrix, one), first_word(matrix, other)}, coming(ahead) {
 #pragma GCC unroll 2
     for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 8
@@ -89,15 +90,13 @@ struct RowsByCodes {
     }
   }
 
-  // Memory is asked for in whole: a core that guesses what comes next stops at each row's end.
-  HMP_INLINE void fetch_group() const {
-#pragma GCC unroll 2
-    for (int r = 0; r < Rows; ++r) {
-#pragma GCC unroll 4
-      for (int byte = 0; byte < kGroup / 8 * kBits; byte += 64) {
-        fetch_ahead(reinterpret_cast<const char*>(words[r]) + byte);
-      }
-    }
+  // Memory is asked for in whole, as a core that guesses what comes next stops at each row's end, and in the order that
+  // it lies in, whichever rows are read first.
+  HMP_INLINE void fetch_group() {
+    constexpr int kBytes = Rows * kGroup / 8 * kBits;
+#pragma GCC unroll 8
+    for (int byte = 0; byte < kBytes; byte += 64) fetch_ahead(coming + byte);
+    coming += kBytes;
   }
   HMP_INLINE void add_word(int64_t word) {
 #pragma GCC unroll 2
@@ -132,10 +131,12 @@ struct RowsByCodes {
 // parts: (Batch, kBand), of which those of `rows` are filled.
 template <int kBits, bool Narrow, int Batch, int Rows>
 HMP_INLINE void few_rows_by_codes(const PackedMatrix& m, int64_t first, const int* rows,
-                                  WordLevels<kBits, Narrow> levels, const Vectors& v, Floats (*parts)[kBand]) {
-  RowsByCodes<kBits, Narrow, Batch, Rows> own(m, v, levels, first + rows[0], first + rows[Rows - 1]);
+                                  WordLevels<kBits, Narrow> levels, const Vectors& v, const char*& coming,
+                                  Floats (*parts)[kBand]) {
+  RowsByCodes<kBits, Narrow, Batch, Rows> own(m, v, levels, first + rows[0], first + rows[Rows - 1], coming);
   const int64_t groups = v.padded / kGroup, words = m.words();
   for (int64_t group = 0; group < groups; ++group) own.add_group(group, groups, words - group * own.kWords);
+  coming = own.coming;
 #pragma GCC unroll 2
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 8
@@ -146,7 +147,7 @@ HMP_INLINE void few_rows_by_codes(const PackedMatrix& m, int64_t first, const in
 // Two rows at once where reading codes is little work beside the rest.
 template <int kBits, bool Narrow, int Batch>
 HMP_INLINE void rows_in_pairs(const PackedMatrix& m, int64_t first, uint32_t which, const Vectors& v,
-                              Floats (*parts)[kBand]) {
+                              const char*& coming, Floats (*parts)[kBand]) {
   const WordLevels<kBits, Narrow> levels(m);
   for (; which != 0; which &= which - 1) {
     int rows[2] = {__builtin_ctz(which)};
@@ -155,11 +156,11 @@ HMP_INLINE void rows_in_pairs(const PackedMatrix& m, int64_t first, uint32_t whi
       if (rest != 0) {
         which = rest;
         rows[1] = __builtin_ctz(which);
-        few_rows_by_codes<kBits, Narrow, Batch, 2>(m, first, rows, levels, v, parts);
+        few_rows_by_codes<kBits, Narrow, Batch, 2>(m, first, rows, levels, v, coming, parts);
         continue;
       }
     }
-    few_rows_by_codes<kBits, Narrow, Batch, 1>(m, first, rows, levels, v, parts);
+    few_rows_by_codes<kBits, Narrow, Batch, 1>(m, first, rows, levels, v, coming, parts);
   }
 }
 
@@ -188,10 +189,11 @@ HMP_INLINE void masked_row_by_codes(const PackedMatrix& m, int64_t row, __m256i 
 
 // `which`: the rows of the band that have codes of these bits; parts: (Batch, kBand).
 template <int kBits, bool Dense, int Batch>
-void rows_by_codes(const PackedMatrix& m, int64_t first, uint32_t which, const Vectors& v, Floats (*parts)[kBand]) {
+void rows_by_codes(const PackedMatrix& m, int64_t first, uint32_t which, const Vectors& v, const char*& coming,
+                   Floats (*parts)[kBand]) {
   if constexpr (Dense) {
-    if (m.columns <= kNarrow) return rows_in_pairs<kBits, true, Batch>(m, first, which, v, parts);
-    return rows_in_pairs<kBits, false, Batch>(m, first, which, v, parts);
+    if (m.columns <= kNarrow) return rows_in_pairs<kBits, true, Batch>(m, first, which, v, coming, parts);
+    return rows_in_pairs<kBits, false, Batch>(m, first, which, v, coming, parts);
   } else {
     const __m256i table = level_table<kBits, false>(m);
     for (; which != 0; which &= which - 1) {
@@ -207,7 +209,8 @@ void rows_by_codes(const PackedMatrix& m, int64_t first, uint32_t which, const V
 #else
 
 template <int kBits, bool Dense, int Batch>
-void rows_by_codes(const PackedMatrix& m, int64_t first, uint32_t which, const Vectors& v, Floats (*parts)[kBand]) {
+void rows_by_codes(const PackedMatrix& m, int64_t first, uint32_t which, const Vectors& v, const char*&,
+                   Floats (*parts)[kBand]) {
   for (; which != 0; which &= which - 1) {
     const int row = __builtin_ctz(which);
     LevelWalker<kBits, Dense> weights(m, first + row);
@@ -234,10 +237,11 @@ struct RowsOfBand {
   int64_t first;
   uint32_t which;
   const Vectors& v;
+  const char*& coming;
   Floats (*parts)[kBand];
   template <int kBits, bool Dense>
   HMP_INLINE void of() const {
-    rows_by_codes<kBits, Dense, Batch>(m, first, which, v, parts);
+    rows_by_codes<kBits, Dense, Batch>(m, first, which, v, coming, parts);
   }
 };
 
@@ -262,16 +266,17 @@ inline void rows_by_width(const uint8_t* row_bits, int count, uint32_t (&which)[
 template <int Batch>
 void band_by_codes(const PackedMatrix& m, int64_t first, int count, const Vectors& v, float* sums) {
   Floats parts[Batch][kBand];
+  const char* coming = m.masks == nullptr ? reinterpret_cast<const char*>(first_word(m, first)) : m.values;
   uint32_t which[7] = {((1u << kBand) - 1) & ~((1u << count) - 1)};
   if (m.masks == nullptr) rows_by_width(m.row_bits + first, count, which);
   for (uint32_t rows = which[0]; rows != 0; rows &= rows - 1) {
     for (int b = 0; b < Batch; ++b) parts[b][__builtin_ctz(rows)] = Floats{};
   }
   if (m.masks != nullptr) {
-    with_bits(row_of(m.coding).bits, false, RowsOfBand<Batch>{m, first, (1u << count) - 1, v, parts});
+    with_bits(row_of(m.coding).bits, false, RowsOfBand<Batch>{m, first, (1u << count) - 1, v, coming, parts});
   }
   for (int bits = 1; bits < 7; ++bits) {
-    if (which[bits] != 0) with_bits(bits, true, RowsOfBand<Batch>{m, first, which[bits], v, parts});
+    if (which[bits] != 0) with_bits(bits, true, RowsOfBand<Batch>{m, first, which[bits], v, coming, parts});
   }
   add_lanes<Batch>(parts, sums);
 }
