@@ -10,9 +10,10 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from hf_mamba_prune.bits.outer import OuterWeights, least_bytes, outer_weights
+from hf_mamba_prune.bits.outer import Outer, OuterWeights, least_bytes
 from hf_mamba_prune.bits.sensitivity import Sensitivity, measure_sensitivity
 from hf_mamba_prune.bits.tuning import tune_scales
+from hf_mamba_prune.bits.vocabulary import TokenCurves, token_curves
 from hf_mamba_prune.bits.widths import BitBudget, RowCurves, Widths, kept_prices, row_curves
 from hf_mamba_prune.codings.grids import coded_tensor, put_on_grids
 from hf_mamba_prune.codings.tensors import PackedTensor, count_bits
@@ -29,6 +30,10 @@ from hf_mamba_prune.report import RoundingFacts, WidthFacts
 _CURVE_SEQUENCES = 16
 _POWER, _HIGHEST = 0.5, 50.0
 """A token weighs as the root of its mean squared gradient beside the average, and at most so much."""
+_OUTER_SHARE = 0.05
+"""Of what the projections lose, embeddings and head may lose so much where only the bits of projections are named."""
+_LOWEST_PRICE, _HIGHEST_PRICE, _SAME_PRICE = 1e-20, 1.0, 1.2
+"""Of a bit, in nats per token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +43,12 @@ class Measured:
     Args:
         sensitivity: of the projections, by target name.
         curves: of their rows; empty where every row has the same width.
+        tokens: curves of embeddings and head, by parameter name.
     """
 
     sensitivity: Mapping[str, Sensitivity]
     curves: Mapping[str, RowCurves]
+    tokens: Mapping[str, TokenCurves]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +123,8 @@ def measure_rows(
 
     if config.code_bits is None:
         walk(MemoryBlocks(model), inner, sequences[:_CURVE_SEQUENCES], visit, bf16)
-    return Measured(sensitivity=sensitivity, curves=curves)
+    tokens = token_curves(model, sequences, config.seed, bf16)
+    return Measured(sensitivity=sensitivity, curves=curves, tokens=tokens)
 
 
 def round_model(
@@ -153,7 +161,8 @@ def round_model(
     inner = _projections(targets)
     measured = measured or measure_rows(model, targets, sequences, config, bf16)
     keep = _masks(model, inner) if config.code_bits is not None else {}
-    plan = _plan(model, inner, _curves(measured, config), sequences, config=config, dtype=dtype)
+    outer = Outer(model, dtype, measured.tokens)
+    plan = _plan(inner, _curves(measured, config), outer, config)
     dense = dense or copy.deepcopy(model)
     anything = random_sequences(model, sequences, config.seed)
     tokens = _weights_of_tokens(measured, len(anything))
@@ -172,10 +181,11 @@ def round_model(
         weight.copy_(rounded.weight)
 
     walk(MemoryBlocks(model), inner, torch.cat([sequences, anything]), visit, bf16=bf16, tokens=tokens)
-    put_on_grids(model, {**packed, **plan.outer.tensors})
+    others = outer.rounded(plan.outer)
+    put_on_grids(model, {**packed, **others})
     read = sequences if lessons is None else lessons
     tuned = tune_scales(model, dense, packed, read, dtype=dtype, seed=config.seed, bf16=bf16)
-    put_on_grids(model, {**tuned, **plan.outer.tensors})
+    put_on_grids(model, {**tuned, **others})
     return _facts(inner, tuned, plan)
 
 
@@ -232,48 +242,52 @@ def _packed(rounded: Rounded, bits: torch.Tensor, dtype: torch.dtype) -> PackedT
     )
 
 
-def _plan(
-    model: PreTrainedModel,
-    targets: Sequence[Target],
-    curves: Mapping[str, RowCurves],
-    sequences: torch.Tensor,
-    *,
-    config: PruningConfig,
-    dtype: torch.dtype,
-) -> _Plan:
+def _plan(targets: Sequence[Target], curves: Mapping[str, RowCurves], outer: Outer, config: PruningConfig) -> _Plan:
     if config.code_bits is not None:
-        return _Plan(budget=None, outer=outer_weights(model, dtype, sequences), expected=None)
+        return _Plan(budget=None, outer=outer.at(0.0), expected=None)
     held = sum(_overhead(target) for target in targets)
     if config.bits is not None:
         budget = BitBudget(curves, int(config.bits * sum(target.size for target in targets)) - held)
-        return _Plan(budget=budget, outer=outer_weights(model, dtype, sequences), expected=budget.expected)
-    return _within_size(model, curves, held, sequences, config=config, dtype=dtype)
+        return _planned(budget, outer.within(_OUTER_SHARE * budget.expected))
+    return _within_size(curves, held, outer, config)
 
 
-def _within_size(
-    model: PreTrainedModel,
-    curves: Mapping[str, RowCurves],
-    held: int,
-    sequences: torch.Tensor,
-    *,
-    config: PruningConfig,
-    dtype: torch.dtype,
-) -> _Plan:
-    """The best division of a file between embeddings and projections."""
+def _planned(budget: BitBudget, outer: OuterWeights) -> _Plan:
+    return _Plan(budget=budget, outer=outer, expected=budget.expected + outer.expected)
+
+
+def _within_size(curves: Mapping[str, RowCurves], held: int, outer: Outer, config: PruningConfig) -> _Plan:
+    """The best division of a file between embeddings and projections: where a bit has one price in both."""
     assert config.size is not None
-    plans: list[tuple[float, _Plan]] = []
-    fault: ValueError | None = None
-    for outer in OuterWeights.choices(model, dtype, sequences):
+    size = config.size
+
+    def beside(chosen: OuterWeights) -> _Plan:
+        return _planned(BitBudget(curves, 8 * (size - chosen.file_bytes) - held), chosen)
+
+    low, high = _LOWEST_PRICE, _HIGHEST_PRICE
+    try:
+        best = beside(outer.at(high))
+    except ValueError as error:
+        raise ValueError(f"a file of {size:,} bytes does not hold this model: {error}") from error
+    while high / low > _SAME_PRICE:
+        price = (low * high) ** 0.5
         try:
-            budget = BitBudget(curves, 8 * (config.size - outer.file_bytes) - held)
-        except ValueError as error:
-            fault = error
+            plan = beside(outer.at(price))
+        except ValueError:  # not without more from the embeddings
+            low = price
             continue
-        rise = outer.rise + budget.expected
-        plans.append((rise, _Plan(budget=budget, outer=outer, expected=rise)))
-    if not plans:
-        raise ValueError(f"a file of {config.size:,} bytes does not hold this model: {fault}") from fault
-    return min(plans, key=lambda pair: pair[0])[1]
+        assert plan.budget is not None
+        best = min(best, plan, key=_expected)
+        low, high = (price, high) if plan.budget.price > price else (low, price)
+    try:
+        return min(best, beside(outer.as_they_are()), key=_expected)
+    except ValueError:
+        return best
+
+
+def _expected(plan: _Plan) -> float:
+    assert plan.expected is not None  # of a budget
+    return plan.expected
 
 
 def _overhead(target: Target) -> int:

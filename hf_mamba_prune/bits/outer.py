@@ -2,79 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_mamba_prune.bits.vocabulary import DAMPING, TOKEN_WIDTHS, TokenCurves, outer_parameters
 from hf_mamba_prune.codings.blobs import BlobHead, to_blob
 from hf_mamba_prune.codings.grids import coded_tensor
-from hf_mamba_prune.codings.tensors import PackedTensor, pack_tensor, unpack_tensor
-from hf_mamba_prune.masks.calibration import evaluation_mode
-from hf_mamba_prune.masks.sensitivity import mean_loss
+from hf_mamba_prune.codings.tensors import PackedTensor, pack_tensor
 from hf_mamba_prune.native.codes import bytes_of_rows
 from hf_mamba_prune.repair.levels import level_table
 from hf_mamba_prune.repair.rounding import round_weight
 
-WIDTH = 6
-"""Bits where no size says otherwise: on a trained model 6 cost 0.0013 nats a token, 5 cost 0.005 and 4 cost 0.016."""
-_WIDTHS = (4, 5, 6, None)
-_SEEN, _ROWS = 8, 4096
-_DAMPING = 1.0
-"""Much, as a tied head's rows are also looked up. Of 0.1, 0.3, 1 and 30 it loses least at 6 bits: 0.0013 nats per
-token of another text, where nearest levels lose 0.0019."""
+_ROWS = 4096
+_LOWEST_PRICE, _HIGHEST_PRICE, _SAME_PRICE = 1e-20, 1.0, 1.01
+"""Of a bit, in nats per token."""
 _ENTRY, _FILLED = 220, 620
 """Bytes that the header and index of a file take for a tensor, and with what fills up its parts for a packed one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OuterWeights:
-    """How all that is no projection of a block is held.
+    """How all that is no projection of a block is to be held.
 
     Args:
-        tensors: embeddings and head by parameter name; empty where they stay as they are.
-        bits: width of their codes, None where they stay.
+        widths: uint8 (vocabulary,) of embeddings and head by parameter name; empty where they stay as they are.
         file_bytes: of a packed checkpoint without its projections' codes.
-        rise: of the loss by them, nats per token; 0 where it was not measured.
+        expected: rise of the loss by them, nats per token.
     """
 
-    tensors: Mapping[str, PackedTensor]
-    bits: int | None
-    file_bytes: int = 0
-    rise: float = 0.0
+    widths: Mapping[str, torch.Tensor]
+    file_bytes: int
+    expected: float
 
-    @classmethod
-    def choices(cls, model: PreTrainedModel, dtype: torch.dtype, sequences: torch.Tensor) -> Iterator[OuterWeights]:
-        """One after the other, each measured on the first sequences."""
-        dense = mean_loss(model, sequences[:_SEEN])
-        parameters, seen = _parameters(model), _head_inputs(model, sequences)
-        others = _other_bytes(model, dtype)
-        for bits in _WIDTHS:
-            tensors = {
-                name: _rounded(weight, seen.get(name), bits, dtype)
-                for name, weight in parameters.items()
-                if bits is not None
-            }
-            held = tensors or {name: pack_tensor(weight.detach().to(dtype)) for name, weight in parameters.items()}
-            before = {name: weight.detach().clone() for name, weight in parameters.items()}
-            try:
-                for name, packed in tensors.items():
-                    parameters[name].data.copy_(unpack_tensor(packed))
-                rise = mean_loss(model, sequences[:_SEEN]) - dense if tensors else 0.0
-            finally:
-                for name, weight in before.items():
-                    parameters[name].data.copy_(weight)
-            size = others + sum(to_blob(packed).numel() for packed in held.values())
-            yield cls(tensors=tensors, bits=bits, file_bytes=size, rise=rise)
+    @property
+    def bits(self) -> float | None:
+        """Of a code, as a mean; None where they stay."""
+        rows = [own.float() for own in self.widths.values()]
+        return float(torch.cat(rows).mean()) if rows else None
 
 
-def outer_weights(model: PreTrainedModel, dtype: torch.dtype, sequences: torch.Tensor) -> OuterWeights:
-    """Embeddings and head in codes of the default width."""
-    seen = _head_inputs(model, sequences)
-    tensors = {name: _rounded(weight, seen.get(name), WIDTH, dtype) for name, weight in _parameters(model).items()}
-    return OuterWeights(tensors=tensors, bits=WIDTH)
+class Outer:
+    """Embeddings and head of a model, and what they may be held in.
+
+    Args:
+        model: a causal language model of a supported type.
+        dtype: that its weights are saved in.
+        curves: of `token_curves`.
+    """
+
+    def __init__(self, model: PreTrainedModel, dtype: torch.dtype, curves: Mapping[str, TokenCurves]) -> None:
+        self._parameters, self._curves, self._dtype = outer_parameters(model), curves, dtype
+        self._others = _other_bytes(model, dtype)
+
+    def at(self, price: float) -> OuterWeights:
+        """The best at a price of a bit, in nats."""
+        widths = {name: own.widths(price) for name, own in self._curves.items()}
+        expected = sum(own.loss(widths[name]) for name, own in self._curves.items())
+        sizes = (_blob_bytes(self._parameters[name].shape[1], own) for name, own in widths.items())
+        return OuterWeights(widths=widths, file_bytes=self._others + sum(sizes), expected=expected)
+
+    def within(self, loss: float) -> OuterWeights:
+        """The fewest bits that are expected to cost at most so many nats per token, or all that there are."""
+        low, high, best = _LOWEST_PRICE, _HIGHEST_PRICE, self.at(0.0)
+        while high / low > _SAME_PRICE:
+            price = (low * high) ** 0.5
+            found = self.at(price)
+            if found.expected <= loss:
+                low, best = price, found
+            else:
+                high = price
+        return best
+
+    def as_they_are(self) -> OuterWeights:
+        """Not rounded."""
+        held = (pack_tensor(weight.detach().to(self._dtype)) for weight in self._parameters.values())
+        return OuterWeights(
+            widths={}, file_bytes=self._others + sum(to_blob(packed).numel() for packed in held), expected=0.0
+        )
+
+    def rounded(self, chosen: OuterWeights) -> dict[str, PackedTensor]:
+        """In packed form, by parameter name."""
+        return {name: self._rounded(name, widths) for name, widths in chosen.widths.items()}
+
+    def _rounded(self, name: str, widths: torch.Tensor) -> PackedTensor:
+        weight, inputs = self._parameters[name], self._curves[name].inputs
+        rows, columns = weight.shape
+        system = (torch.eye(columns) if inputs is None else inputs)[None]
+        codes, scales = torch.empty(weight.shape, dtype=torch.uint8), torch.empty(rows, dtype=torch.bfloat16)
+        for first in range(0, rows, _ROWS):
+            own = slice(first, first + _ROWS)
+            found = round_weight(weight[own].detach().float().cpu(), system, widths[own], DAMPING, by_column=False)
+            codes[own], scales[own] = found.codes, found.scales
+        return coded_tensor(codes, widths, level_table(), scales=scales, column_scales=None, dtype=self._dtype)
 
 
 def least_bytes(model: PreTrainedModel, dtype: torch.dtype) -> int:
@@ -84,23 +107,16 @@ def least_bytes(model: PreTrainedModel, dtype: torch.dtype) -> int:
         model: may be on the meta device.
         dtype: of all that is not packed.
     """
-    bits = torch.tensor([min(bits for bits in _WIDTHS if bits is not None)])
-    whole = 0
-    for weight in _parameters(model).values():
-        rows, columns = weight.shape
-        count = rows * int(bytes_of_rows(columns, bits))
-        head = BlobHead(shape=(rows, columns), dtype="float32", coding="mixed", masked=False, count=count)
-        whole += head.starts()[-1]
-    return _other_bytes(model, dtype) + whole
+    shapes = (weight.shape for weight in outer_parameters(model).values())
+    least = (_blob_bytes(columns, torch.full((rows,), min(TOKEN_WIDTHS))) for rows, columns in shapes)
+    return _other_bytes(model, dtype) + sum(least)
 
 
-def _parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """Embeddings and head, a tied pair once, by name."""
-    wanted = {id(model.get_input_embeddings().weight)}
-    head = model.get_output_embeddings()
-    if head is not None:
-        wanted.add(id(head.weight))
-    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in wanted}
+def _blob_bytes(columns: int, widths: torch.Tensor) -> int:
+    """Of a packed weight whose rows have these widths."""
+    count = int(bytes_of_rows(columns, widths).sum())
+    head = BlobHead(shape=(len(widths), columns), dtype="float32", coding="mixed", masked=False, count=count)
+    return head.starts()[-1]
 
 
 def _other_bytes(model: PreTrainedModel, dtype: torch.dtype) -> int:
@@ -109,39 +125,3 @@ def _other_bytes(model: PreTrainedModel, dtype: torch.dtype) -> int:
     own = [parameter for parameter in model.parameters() if id(parameter) not in whole]
     maps = sum(isinstance(module, nn.Linear) for module in model.modules())
     return sum(parameter.numel() for parameter in own) * dtype.itemsize + maps * _FILLED + len(own) * _ENTRY
-
-
-@torch.no_grad()
-def _head_inputs(model: PreTrainedModel, sequences: torch.Tensor) -> dict[str, torch.Tensor]:
-    """(in, in), E[x x^T] over tokens of the first sequences, under the name of the head's weight."""
-    head = model.get_output_embeddings()
-    if head is None:
-        return {}
-    sums, count = torch.zeros(head.weight.shape[1], head.weight.shape[1]), 0
-
-    def see(_: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-        nonlocal count
-        x = arguments[0].detach().flatten(0, -2).float().cpu()
-        sums.addmm_(x.T, x)
-        count += len(x)
-
-    handle = head.register_forward_pre_hook(see)
-    try:
-        with evaluation_mode(model):
-            for batch in sequences[:_SEEN].split(1):
-                model(input_ids=batch.to(model.device), use_cache=False)
-    finally:
-        handle.remove()
-    return {name: sums / count for name, own in _parameters(model).items() if own is head.weight}
-
-
-def _rounded(weight: torch.Tensor, hessian: torch.Tensor | None, bits: int, dtype: torch.dtype) -> PackedTensor:
-    rows, columns = weight.shape
-    system = (torch.eye(columns) if hessian is None else hessian)[None]
-    codes, scales = torch.empty(weight.shape, dtype=torch.uint8), torch.empty(rows, dtype=torch.bfloat16)
-    widths = torch.full((rows,), bits, dtype=torch.uint8)
-    for first in range(0, rows, _ROWS):
-        own = slice(first, first + _ROWS)
-        found = round_weight(weight[own].detach().float().cpu(), system, widths[own], _DAMPING, by_column=False)
-        codes[own], scales[own] = found.codes, found.scales
-    return coded_tensor(codes, widths, level_table(), scales=scales, column_scales=None, dtype=dtype)

@@ -158,18 +158,16 @@ def choose_widths(curves: Mapping[str, RowCurves], bits: int) -> dict[str, Width
     Raises:
         ValueError: fewer bits than none.
     """
+    return _choose(curves, bits)[1]
+
+
+def _choose(curves: Mapping[str, RowCurves], bits: int) -> tuple[float, dict[str, Widths]]:
+    """The price of a bit beside it."""
     if bits < 0:
         raise ValueError(f"scales and tables alone take more than the budget: {-bits:,} bits are missing.")
     lagrangian = _Lagrangian(curves)
-    high = lagrangian.highest + 1e-30  # prices of a bit, in nats
-    low = 1e-20 * high
-    while high / low > 1 + 1e-6:
-        price = (low * high) ** 0.5
-        if lagrangian.at(price).size > bits:
-            low = price
-        else:
-            high = price
-    return lagrangian.widths(high, bits)
+    price = lagrangian.price(bits)
+    return price, lagrangian.widths(price, bits)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +205,18 @@ class _Lagrangian:
                 if cost < whole[place]:
                     masks[place], sizes[place] = int(best), bits[best]
         return _Choice(rows=rows, masks=masks, size=float(sizes.sum()))
+
+    def price(self, bits: int) -> float:
+        """Of a bit, in nats, at which all take at most so many; the least there is."""
+        high = self.highest + 1e-30
+        low = 1e-20 * high
+        while high / low > 1 + 1e-6:
+            price = (low * high) ** 0.5
+            if self.at(price).size > bits:
+                low = price
+            else:
+                high = price
+        return high
 
     def _by_weight(self, rows: torch.Tensor) -> torch.Tensor:
         return torch.zeros(len(self._curves), dtype=rows.dtype).index_add_(0, self._owners, rows)
@@ -280,7 +290,8 @@ class BitBudget:
         last = list(curves)[-1:]
         self._curves = {**curves, **{name: replace(curves[name], masks=None) for name in last}}
         self._left, self._drift = bits, 0.0
-        self._widths = choose_widths(self._curves, bits)
+        self.price, self._widths = _choose(self._curves, bits)
+        """The first is that of a bit, in nats per token, for all of them."""
         self.expected = sum(own.loss for own in self._widths.values())
         """Rise of the loss, in nats per token."""
 

@@ -117,7 +117,7 @@ def _width_table(rounding: RoundingFacts) -> Table:
         table.add_row(own.name, f"{own.weights:,}", f"{own.bits:.3f}", f"{own.zeros:.0%}", *rows)
     table.add_row("all of them", f"{sum(own.weights for own in rounding.components):,}", f"{rounding.bits:.3f}")
     if rounding.embedding_bits is not None:
-        table.add_row("embeddings, head", "", f"{rounding.embedding_bits}")
+        table.add_row("embeddings, head", "", f"{rounding.embedding_bits:.3f}")
     return table
 
 

@@ -198,7 +198,8 @@ def _rounding(facts: RoundingFacts) -> dict[str, object]:
         }
         for own in facts.components
     ]
-    return {"bits": f"{facts.bits:.3f}", "embeddings": facts.embedding_bits, "components": rows}
+    embeddings = None if facts.embedding_bits is None else f"{facts.embedding_bits:.2f}"
+    return {"bits": f"{facts.bits:.3f}", "embeddings": embeddings, "components": rows}
 
 
 def _quality(dense, pruned) -> dict[str, object]:

@@ -137,14 +137,14 @@ class RoundingFacts:
 
     Args:
         bits: per projection weight: codes, masks, scales, tables and all.
-        embedding_bits: of a code of embeddings and head; None where they stay as they are.
+        embedding_bits: of a code of embeddings and head, as a mean; None where they stay as they are.
         expected_rise: of the loss in nats per token, as the curves of the rows foretold it; None where every row got
             the same width, so that none were measured.
         components: of the projections.
     """
 
     bits: float
-    embedding_bits: int | None
+    embedding_bits: float | None
     expected_rise: float | None
     components: tuple[WidthFacts, ...]
 

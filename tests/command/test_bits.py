@@ -68,7 +68,7 @@ def test_bits_end_in_a_folder_whose_parts_agree(place, capsys):
     assert report.config["bits"] == 4.5 and report.speeds[-1].name == "packed"
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert f"rounded to {report.rounding.bits:.3f} bits a projection weight" in card and "## Bits" in card
-    assert "Embeddings and head have codes of 6 bits" in card and "base_model_relation" not in card
+    assert f"Embeddings and head have codes of {report.rounding.embedding_bits:.2f} bits as a mean" in card and "base_model_relation" not in card
     assert "| dense | rounded | kept |" in card and "## Sparsity" not in card and "- pruned" not in card
     assert [path.name for path in (folder / "figures").iterdir()] == ["quality.png"]
 
@@ -93,7 +93,7 @@ def test_a_size_is_that_of_the_file(place, capsys):
     size = (folder / "packed" / "model.safetensors").stat().st_size
     assert 0.9 * 28_000 < size <= 1.01 * 28_000
     report = PruningReport.load(folder)
-    assert report.config["size"] == 28_000 and report.rounding.embedding_bits in (4, 5, 6)
+    assert report.config["size"] == 28_000 and 3 <= report.rounding.embedding_bits <= 6
 
 
 def test_values_of_few_bits_keep_the_zeros_of_a_sparse_model(place, capsys):
@@ -152,8 +152,8 @@ WRONG = {
     "no size": (("--size", "5 parsecs"), "--size is '5 parsecs'; expected a size of a file, like 60MB"),
     "no bits": (("--bits", "nan"), "bits is nan; expected 0.3 to 6.5"),
     "bits of whole numbers": (("--bits", "16"), "bits is 16.0; expected 0.3 to 6.5"),
-    "bits that scales alone take": (("--bits", "0.4"), "scales and tables alone take 1.31: give more"),
-    "a size that holds nothing": (("--size", "2KB"), "all but the projections' codes takes about 17,000: give more"),
+    "bits that scales alone take": (("--bits", "0.4"), "scales and tables alone take 1.48: give more"),
+    "a size that holds nothing": (("--size", "2KB"), "all but the projections' codes takes about 16,488: give more"),
     "bits and values": (("--bits", "3", "--values", "int2"), "--bits and --values int2 are two answers"),
     "a size and values": (("--size", "1MB", "--values", "int8"), "--size and --values int8 are two answers"),
     "values that there are not": (("--bits", "3", "--values", "int5"), "expected one of auto, int8, int1"),
@@ -187,7 +187,7 @@ def test_a_size_below_what_the_saved_type_takes_is_refused_before_the_work(place
     """Which only the weights tell; the plan knows the shapes alone."""
     assert run("model", *GOOD, "--size", "18KB") == 2
     said = capsys.readouterr()
-    assert "about 19,256: give more" in said.err and "About to" not in said.out
+    assert "about 18,744: give more" in said.err and "About to" not in said.out
 
 
 @pytest.mark.parametrize("command", ["pack", "bench"])
