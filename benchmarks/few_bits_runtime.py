@@ -1,16 +1,18 @@
 """Speed against size: codes of a few bits, in turn with llama.cpp's types and the other forms of the same shape.
 
     python benchmarks/few_bits_runtime.py [--shapes 130m 370m] [--bits 4.25 3.25 2.5 2.1] [--masked 2.5 2.1]
-        [--llama FOLDER] [--kinds Q8_0 Q4_K_M Q3_K_M Q2_K] [--rounds 5]
+        [--head 6 4.75 4] [--llama FOLDER] [--kinds Q8_0 Q4_K_M Q3_K_M Q2_K] [--rounds 5]
     python benchmarks/few_bits_runtime.py --table
 
 Random weights in the shapes of mamba-130m and mamba-370m; speed does not depend on the values. Rows of in_proj and
 out_proj have two neighbouring widths so that a projection weight takes `--bits`, scales and all; with `--masked` all
-of them have masks and codes of 2 bits that come to as much, of which a budget chooses some. Embeddings and head have 6
-bits. Two threads; each figure is the best of the rounds, and every round runs each form once in a process of its own,
-so that another tenant of the machine slows all of them alike: 512 tokens of a prompt, 64 by `generate`, and 64 by
-forwards of one token, which is what llama.cpp's own loop does. A run replaces the lines of its shapes in
-results/few_bits_runtime.jsonl; tables (results/few_bits_runtime.md) and results/speed_by_size.png are of that file.
+of them have masks and codes of 2 bits that come to as much, of which a budget chooses some. Rows of embeddings and
+head have two neighbouring widths, too, of `--head` bits as a mean: 4.75 is what mamba-wiki-4m gets at `--bits 2.5`, 4
+where `--size` leaves its projections as many. Two threads; each figure is the best of the rounds, and every round
+runs each form once in a process of its own, so that another tenant of the machine slows all of them alike: 512 tokens
+of a prompt, 64 by `generate`, and 64 by forwards of one token, which is what llama.cpp's own loop does. A run
+replaces the lines of its shapes in results/few_bits_runtime.jsonl; tables (results/few_bits_runtime.md) and
+results/speed_by_size.png are of that file.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -102,7 +105,13 @@ def masked(rows: int, columns: int, bits: float, seed: int) -> PackedTensor:
     )
 
 
-def put_on_bits(model, bits: float, masks: bool = False) -> float:
+def of_two_widths(rows: int, columns: int, mean: float, seed: int) -> PackedTensor:
+    """A weight of random codes whose rows have the two whole widths beside a mean."""
+    wider = torch.randperm(rows, generator=torch.Generator().manual_seed(seed)) < (mean - int(mean)) * rows
+    return coded(rows, columns, (int(mean) + wider.long()).to(torch.uint8), seed)
+
+
+def put_on_bits(model, bits: float, head: float, masks: bool = False) -> float:
     """Round all that is packed to random codes; the bits that a projection weight takes then."""
     targets = find_targets(model)
     small = [target for target in targets if target.component not in ("in_proj", "out_proj")]
@@ -113,15 +122,10 @@ def put_on_bits(model, bits: float, masks: bool = False) -> float:
     left = bits * weights - bare - sum(8 * grid.bytes for grid in grids.values())
     mean = left / sum(target.size for target in large)
     for number, target in enumerate(large):
-        rows = target.shape[0]
-        if masks:
-            grids[target.name] = masked(*target.shape, mean, number)
-            continue
-        wider = torch.randperm(rows, generator=torch.Generator().manual_seed(number)) < (mean - int(mean)) * rows
-        grids[target.name] = coded(*target.shape, (int(mean) + wider.long()).to(torch.uint8), number)
+        form = masked if masks else of_two_widths
+        grids[target.name] = form(*target.shape, mean, number)
     taken = sum(8 * grid.bytes for grid in grids.values()) / weights
-    vocabulary = model.get_input_embeddings().weight.shape
-    grids["backbone.embeddings.weight"] = coded(*vocabulary, torch.full((vocabulary[0],), 6, dtype=torch.uint8), 0)
+    grids["backbone.embeddings.weight"] = of_two_widths(*model.get_input_embeddings().weight.shape, head, 0)
     put_on_grids(model, grids)
     return taken
 
@@ -158,12 +162,13 @@ def write_forms(shape: str, root: Path, arguments: argparse.Namespace, processor
         ("native kernels, dense bf16", None, False, root / "dense"),
         ("packed, int8, 70 % zeros", None, False, root / "int8"),
     ]
-    for masks, sizes in ((False, arguments.bits), (True, arguments.masked)):
-        for bits in sizes:
-            taken = put_on_bits(model, bits, masks)
-            folder = root / f"{bits}-{masks}"
-            pack_model(model, torch.bfloat16, "rounded").save_pretrained(folder)
-            named.append((f"packed, {taken:.2f} bits{', all under masks' if masks else ''}", taken, False, folder))
+    sizes = [(bits, head, False) for bits, head in product(arguments.bits, arguments.head)]
+    for bits, head, masks in sizes + [(bits, arguments.head[0], True) for bits in arguments.masked]:
+        taken = put_on_bits(model, bits, head, masks)
+        folder = root / f"{bits}-{head}-{masks}"
+        pack_model(model, torch.bfloat16, "rounded").save_pretrained(folder)
+        under = ", all under masks" if masks else ""
+        named.append((f"packed, {taken:.2f} bits, head {head:g}{under}", taken, False, folder))
     del model
     if arguments.llama:
         files = write_files(root / "dense", arguments.llama, root / "llama", tuple(arguments.kinds))
@@ -203,6 +208,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="*", choices=list(SHAPES), default=list(SHAPES))
     parser.add_argument("--bits", type=float, nargs="*", default=[4.25, 3.25, 2.5, 2.1])
     parser.add_argument("--masked", type=float, nargs="*", default=[2.5, 2.1])
+    parser.add_argument("--head", type=float, nargs="+", default=[6.0, 4.75, 4.0], help="bits of embeddings and head")
     parser.add_argument("--llama", type=Path, help="folder of rivals/llama_library.py")
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=[kind for kind in KINDS if kind != "F16"])
     parser.add_argument("--rounds", type=int, default=5)
