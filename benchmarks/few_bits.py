@@ -26,6 +26,7 @@ from likeness import Reference
 from hf_mamba_prune import Evaluation, PruningConfig, load_model, prune, read_text, use_native
 from hf_mamba_prune.bits.model import measure_rows, round_model
 from hf_mamba_prune.models.targets import find_targets
+from hf_mamba_prune.packed.config import VERSION
 from hf_mamba_prune.pruning import draw
 
 DATA = Path(os.environ.get("HF_MAMBA_PRUNE_DATA", "../shared/data"))
@@ -81,6 +82,7 @@ def measure(arguments: argparse.Namespace) -> None:
                     else {"sparsity": arguments.sparsity, "code_bits": arguments.values}
                 )
                 key = {"model": name, "seed": seed, "window": arguments.window, "windows": arguments.windows} | asked
+                key |= {"format": VERSION}
                 if any(key.items() <= row.items() and len(row["x"]) >= len(names) for row in rows_of(arguments.out)):
                     continue
                 started = time.perf_counter()
@@ -109,7 +111,7 @@ def measure(arguments: argparse.Namespace) -> None:
 
 def table(rows: list[dict]) -> str:
     """Markdown: means, and the lowest and highest, over seeds."""
-    lines = ["| model | asked | bits | text | x dense | lowest to highest | seeds |", "|---|---|---|---|---|---|---|"]
+    lines = ["| model | asked | bits | head | text | x dense | lowest to highest | seeds |", "|" + "---|" * 8]
     groups: dict[tuple, list[dict]] = {}
     for row in sorted(rows, key=lambda row: (row["model"], -row["got"], row.get("zeros", True))):
         asked = f"{row['bits']} bits" if "bits" in row else f"{row['sparsity']:.0%} zeros, int{row['code_bits']}"
@@ -119,9 +121,9 @@ def table(rows: list[dict]) -> str:
             groups.setdefault((row["model"], asked, f"{text}, {what}"), []).append(row | {"one": row["x"][text]})
     for (model, asked, text), own in groups.items():
         values = [row["one"] for row in own]
-        bits, mean = statistics.mean(row["got"] for row in own), statistics.mean(values)
+        bits, head, mean = (statistics.mean(row[name] for row in own) for name in ("got", "head", "one"))
         spread = f"{min(values):.4f} to {max(values):.4f}"
-        lines.append(f"| {model} | {asked} | {bits:.3f} | {text} | {mean:.4f} | {spread} | {len(own)} |")
+        lines.append(f"| {model} | {asked} | {bits:.3f} | {head:.2f} | {text} | {mean:.4f} | {spread} | {len(own)} |")
     return "\n".join(lines)
 
 

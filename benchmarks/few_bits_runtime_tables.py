@@ -54,13 +54,22 @@ def _draw(shapes: list[tuple[str, list[dict]]]) -> None:
         1, len(shapes), figsize=(5.5 * len(shapes), 4.2), squeeze=False, layout="constrained"
     )
     for panel, (shape, rows) in zip(panels[0], shapes, strict=True):
+        whole = [row for row in rows if row["bits"] and "masks" not in row["form"]]
+        heads = sorted({row["form"].partition("head ")[2] for row in whole}, reverse=True)
         kinds = {
-            "ours, a width for each row": ("o-", [r for r in rows if r["bits"] and "masks" not in r["form"]]),
+            f"ours, a width for each row{f', head of {head} bits' if head else ''}": (
+                mark,
+                [row for row in whole if row["form"].partition("head ")[2] == head],
+            )
+            for head, mark in zip(heads, ("o-", "v-", "^-"), strict=False)
+        }
+        kinds |= {
             "ours, all under masks": ("o:", [r for r in rows if r["bits"] and "masks" in r["form"]]),
             "ours, int8 and 70 % zeros": ("s", [r for r in rows if "int8" in r["form"]]),
             "llama.cpp": ("x--", [r for r in rows if r["llama"]]),
         }
-        for (name, (mark, own)), colour in zip(kinds.items(), ("blue", "cyan", "green", "red"), strict=True):
+        colours = ["blue"] * len(heads) + ["cyan", "green", "red"]
+        for (name, (mark, own)), colour in zip(kinds.items(), colours, strict=True):
             if not own:
                 continue
             own = sorted(own, key=lambda row: row["file_bytes"])

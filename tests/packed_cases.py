@@ -21,6 +21,7 @@ from hf_mamba_prune.packed.checkpoint import load_packed, write_packed_model
 CASES = pytest.mark.parametrize("case", ARCHITECTURE_CASES)
 needs_kernels = pytest.mark.skipif(not native.available(), reason="the kernels are not built or switched off")
 SHARD = "model.safetensors"
+OLDER_LEVELS = 30
 ROUNDED: dict[str, dict[str, float | int]] = {"mixed": {"bits": 3.0}, "masked": {"sparsity": 0.7, "code_bits": 2}}
 """Ways to round: codes of each row's own width, and codes of one width under masks."""
 
@@ -68,10 +69,31 @@ def token_by_token(model, ids: torch.Tensor, start: int) -> torch.Tensor:
     return torch.cat(steps, dim=1)
 
 
+def with_even_levels(blob: torch.Tensor) -> torch.Tensor:
+    """With the levels that codes of 5 bits had up to version 4."""
+    blob = blob.clone()
+    grid = from_blob(blob).grid
+    if grid is not None:
+        grid.levels[OLDER_LEVELS:] = torch.arange(-16, 16)
+    return blob
+
+
+def of_version_4(blob: torch.Tensor) -> torch.Tensor:
+    """A weight with even levels as version 4 wrote it."""
+    blob = blob.clone()
+    grid = from_blob(blob).grid
+    if grid is not None:
+        grid.levels[OLDER_LEVELS:] = 0
+    blob[:8] = torch.tensor([*b"HMPpack4"])
+    return blob
+
+
 def of_version_3(blob: torch.Tensor) -> torch.Tensor:
-    """The same weight as versions 2 and 3 wrote it: masks of codes, and so the codes, in the order of columns."""
+    """The same as versions 2 and 3 wrote it: masks of codes, and so the codes, in the order of columns."""
     blob = blob.clone()
     packed = from_blob(blob)
+    if packed.grid is not None:
+        packed.grid.levels[OLDER_LEVELS:] = 0
     if packed.coding in MASKED_CODES:
         bits, columns = MASKED_CODES[packed.coding], packed.mask.shape[1] * 8
         own, codes = kept_of(packed.mask, columns), torch.zeros(packed.shape[0], columns, dtype=torch.uint8)

@@ -10,11 +10,11 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from hf_mamba_prune.bits.outer import Outer, OuterWeights, least_bytes
+from hf_mamba_prune.bits.outer import HIGHEST_PRICE, Outer, OuterWeights, least_bytes
 from hf_mamba_prune.bits.sensitivity import Sensitivity, measure_sensitivity
 from hf_mamba_prune.bits.tuning import tune_scales
-from hf_mamba_prune.bits.vocabulary import TokenCurves, token_curves
-from hf_mamba_prune.bits.widths import BitBudget, RowCurves, Widths, kept_prices, row_curves
+from hf_mamba_prune.bits.vocabulary import TokenCurves, TokenUse
+from hf_mamba_prune.bits.widths import BitBudget, RowCurves, Widths, kept_prices, lowest_price, row_curves
 from hf_mamba_prune.codings.grids import coded_tensor, put_on_grids
 from hf_mamba_prune.codings.tensors import PackedTensor, count_bits
 from hf_mamba_prune.config import PruningConfig
@@ -32,8 +32,8 @@ _POWER, _HIGHEST = 0.5, 50.0
 """A token weighs as the root of its mean squared gradient beside the average, and at most so much."""
 _OUTER_SHARE = 0.05
 """Of what the projections lose, embeddings and head may lose so much where only the bits of projections are named."""
-_LOWEST_PRICE, _HIGHEST_PRICE, _SAME_PRICE = 1e-20, 1.0, 1.2
-"""Of a bit, in nats per token."""
+_SAME_PRICE = 1.2
+"""Prices of a bit that are as good as the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,9 @@ def measure_rows(
         RuntimeError: the model gives no finite predictions, or a target saw no token.
     """
     inner = _projections(targets)
-    sensitivity = measure_sensitivity(model, inner, sequences, config.seed, bf16)
+    use = TokenUse(model)
+    with use.shown():
+        sensitivity = measure_sensitivity(model, inner, sequences, config.seed, bf16)
     curves: dict[str, RowCurves] = {}
 
     def visit(target: Target, weight: torch.Tensor, hessian: torch.Tensor | None) -> None:
@@ -123,8 +125,7 @@ def measure_rows(
 
     if config.code_bits is None:
         walk(MemoryBlocks(model), inner, sequences[:_CURVE_SEQUENCES], visit, bf16)
-    tokens = token_curves(model, sequences, config.seed, bf16)
-    return Measured(sensitivity=sensitivity, curves=curves, tokens=tokens)
+    return Measured(sensitivity=sensitivity, curves=curves, tokens=use.curves())
 
 
 def round_model(
@@ -261,33 +262,27 @@ def _within_size(curves: Mapping[str, RowCurves], held: int, outer: Outer, confi
     assert config.size is not None
     size = config.size
 
-    def beside(chosen: OuterWeights) -> _Plan:
-        return _planned(BitBudget(curves, 8 * (size - chosen.file_bytes) - held), chosen)
+    def beside(chosen: OuterWeights) -> BitBudget:
+        return BitBudget(curves, 8 * (size - chosen.file_bytes) - held)
 
-    low, high = _LOWEST_PRICE, _HIGHEST_PRICE
+    def balanced(price: float) -> bool:
+        chosen = outer.at(price)
+        try:
+            return beside(chosen).price <= price
+        except ValueError:  # embeddings of this price leave too little
+            return False
+
+    chosen = outer.at(lowest_price(balanced, HIGHEST_PRICE, _SAME_PRICE))
     try:
-        best = beside(outer.at(high))
+        best = _planned(beside(chosen), chosen)
     except ValueError as error:
         raise ValueError(f"a file of {size:,} bytes does not hold this model: {error}") from error
-    while high / low > _SAME_PRICE:
-        price = (low * high) ** 0.5
-        try:
-            plan = beside(outer.at(price))
-        except ValueError:  # not without more from the embeddings
-            low = price
-            continue
-        assert plan.budget is not None
-        best = min(best, plan, key=_expected)
-        low, high = (price, high) if plan.budget.price > price else (low, price)
+    whole = outer.as_they_are()
     try:
-        return min(best, beside(outer.as_they_are()), key=_expected)
+        other = _planned(beside(whole), whole)
     except ValueError:
         return best
-
-
-def _expected(plan: _Plan) -> float:
-    assert plan.expected is not None  # of a budget
-    return plan.expected
+    return min(best, other, key=lambda plan: plan.expected or 0.0)
 
 
 def _overhead(target: Target) -> int:

@@ -10,16 +10,17 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_mamba_prune.bits.vocabulary import DAMPING, TOKEN_WIDTHS, TokenCurves, outer_parameters
-from hf_mamba_prune.codings.blobs import BlobHead, to_blob
+from hf_mamba_prune.bits.widths import lowest_price
+from hf_mamba_prune.codings.blobs import BlobHead
 from hf_mamba_prune.codings.grids import coded_tensor
-from hf_mamba_prune.codings.tensors import PackedTensor, pack_tensor
+from hf_mamba_prune.codings.tensors import DTYPES, PackedTensor
 from hf_mamba_prune.native.codes import bytes_of_rows
 from hf_mamba_prune.repair.levels import level_table
 from hf_mamba_prune.repair.rounding import round_weight
 
 _ROWS = 4096
-_LOWEST_PRICE, _HIGHEST_PRICE, _SAME_PRICE = 1e-20, 1.0, 1.01
-"""Of a bit, in nats per token."""
+HIGHEST_PRICE, _SAME_PRICE = 1.0, 1.001
+"""Of a bit, in nats per token, and a ratio of prices that are as good as the same."""
 _ENTRY, _FILLED = 220, 620
 """Bytes that the header and index of a file take for a tensor, and with what fills up its parts for a packed one."""
 
@@ -32,17 +33,13 @@ class OuterWeights:
         widths: uint8 (vocabulary,) of embeddings and head by parameter name; empty where they stay as they are.
         file_bytes: of a packed checkpoint without its projections' codes.
         expected: rise of the loss by them, nats per token.
+        bits: of a code, as a mean; None where they stay.
     """
 
     widths: Mapping[str, torch.Tensor]
     file_bytes: int
-    expected: float
-
-    @property
-    def bits(self) -> float | None:
-        """Of a code, as a mean; None where they stay."""
-        rows = [own.float() for own in self.widths.values()]
-        return float(torch.cat(rows).mean()) if rows else None
+    expected: float = 0.0
+    bits: float | None = None
 
 
 class Outer:
@@ -51,7 +48,7 @@ class Outer:
     Args:
         model: a causal language model of a supported type.
         dtype: that its weights are saved in.
-        curves: of `token_curves`.
+        curves: of `TokenUse`, by parameter name.
     """
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype, curves: Mapping[str, TokenCurves]) -> None:
@@ -63,26 +60,24 @@ class Outer:
         widths = {name: own.widths(price) for name, own in self._curves.items()}
         expected = sum(own.loss(widths[name]) for name, own in self._curves.items())
         sizes = (_blob_bytes(self._parameters[name].shape[1], own) for name, own in widths.items())
-        return OuterWeights(widths=widths, file_bytes=self._others + sum(sizes), expected=expected)
+        codes = sum(int(own.sum()) * self._parameters[name].shape[1] for name, own in widths.items())
+        return OuterWeights(
+            widths=widths,
+            file_bytes=self._others + sum(sizes),
+            expected=expected,
+            bits=codes / sum(self._parameters[name].numel() for name in widths),
+        )
 
     def within(self, loss: float) -> OuterWeights:
         """The fewest bits that are expected to cost at most so many nats per token, or all that there are."""
-        low, high, best = _LOWEST_PRICE, _HIGHEST_PRICE, self.at(0.0)
-        while high / low > _SAME_PRICE:
-            price = (low * high) ** 0.5
-            found = self.at(price)
-            if found.expected <= loss:
-                low, best = price, found
-            else:
-                high = price
-        return best
+        dearer = lowest_price(lambda price: self.at(price).expected > loss, HIGHEST_PRICE, _SAME_PRICE)
+        found = self.at(dearer / _SAME_PRICE)
+        return found if found.expected <= loss else self.at(0.0)
 
     def as_they_are(self) -> OuterWeights:
         """Not rounded."""
-        held = (pack_tensor(weight.detach().to(self._dtype)) for weight in self._parameters.values())
-        return OuterWeights(
-            widths={}, file_bytes=self._others + sum(to_blob(packed).numel() for packed in held), expected=0.0
-        )
+        sizes = (_dense_bytes(weight, self._dtype) for weight in self._parameters.values())
+        return OuterWeights(widths={}, file_bytes=self._others + sum(sizes))
 
     def rounded(self, chosen: OuterWeights) -> dict[str, PackedTensor]:
         """In packed form, by parameter name."""
@@ -117,6 +112,15 @@ def _blob_bytes(columns: int, widths: torch.Tensor) -> int:
     count = int(bytes_of_rows(columns, widths).sum())
     head = BlobHead(shape=(len(widths), columns), dtype="float32", coding="mixed", masked=False, count=count)
     return head.starts()[-1]
+
+
+def _dense_bytes(weight: torch.Tensor, dtype: torch.dtype) -> int:
+    """Of a packed weight in a float type, under a mask where zeros make that worth it."""
+    (rows, columns), name = weight.shape, next(name for name, own in DTYPES.items() if own == dtype)
+    kept = int(torch.count_nonzero(weight))
+    masked = 8 * rows * -(-columns // 64) + kept * dtype.itemsize < weight.numel() * dtype.itemsize
+    count = kept if masked else weight.numel()
+    return BlobHead(shape=(rows, columns), dtype=name, coding=name, masked=masked, count=count).starts()[-1]
 
 
 def _other_bytes(model: PreTrainedModel, dtype: torch.dtype) -> int:

@@ -64,9 +64,9 @@ def measure_sensitivity(
     """
     sums = {target.name: _Sums(target) for target in targets}
     generator = torch.Generator().manual_seed(name_seed("labels", seed))
-    with evaluation_mode(model), watched(model, targets, sums):
+    with evaluation_mode(model), _watched(model, targets, sums):
         for batch in track(sequences.split(1), "sensitivity", "sequence"):
-            run_on_own_labels(model, batch.to(model.device), generator, bf16)
+            _run(model, batch.to(model.device), generator, bf16)
     return {name: own.sensitivity() for name, own in sums.items()}
 
 
@@ -106,18 +106,8 @@ class _Sums:
         return Sensitivity(rows=rows, tokens=tokens / means)
 
 
-def run_on_own_labels(model: PreTrainedModel, batch: torch.Tensor, generator: torch.Generator, bf16: bool) -> None:
-    """The gradients of the summed loss of labels that the model draws.
-
-    Args:
-        model: of which only what is watched gets gradients.
-        batch: token ids (samples, l).
-        generator: of the labels, on the CPU.
-        bf16: run the model's products in bfloat16.
-
-    Raises:
-        RuntimeError: the model gives no finite predictions.
-    """
+def _run(model: PreTrainedModel, batch: torch.Tensor, generator: torch.Generator, bf16: bool) -> None:
+    """The gradients of the summed loss of labels that the model drew."""
     with torch.autocast(batch.device.type, torch.bfloat16, enabled=bf16):
         logits = model(input_ids=batch, use_cache=False).logits
     scores = logits.flatten(0, 1).float()
@@ -131,7 +121,7 @@ def run_on_own_labels(model: PreTrainedModel, batch: torch.Tensor, generator: to
 
 
 @contextmanager
-def watched(model: PreTrainedModel, targets: Sequence[Target], sums: Mapping[str, _Sums]) -> Iterator[None]:
+def _watched(model: PreTrainedModel, targets: Sequence[Target], sums: Mapping[str, _Sums]) -> Iterator[None]:
     """Gradients flow from the embeddings on; those of the targets' outputs are shown."""
     before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     with ExitStack() as stack:

@@ -7,24 +7,20 @@ was looked up, as often as the token comes. A tied row costs both.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_mamba_prune.bits.sensitivity import run_on_own_labels, watched
-from hf_mamba_prune.masks.calibration import evaluation_mode
 from hf_mamba_prune.native.codes import bytes_of_rows
-from hf_mamba_prune.progress import track
 from hf_mamba_prune.repair.rounding import round_weight
-from hf_mamba_prune.seeds import name_seed
 
 TOKEN_WIDTHS = (3, 4, 5, 6)
 """Bits that a code of embeddings and head may have."""
-_SEQUENCES, _SAMPLE = 16, 256
+_SAMPLE, _ROWS = 256, 4096
 _UNSEEN = 0.2
 """Share of what is seen that is divided among all tokens alike: other texts have others."""
 DAMPING = 1.0
@@ -65,38 +61,18 @@ def outer_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in wanted}
 
 
-def token_curves(
-    model: PreTrainedModel, sequences: torch.Tensor, seed: int, bf16: bool = False
-) -> Mapping[str, TokenCurves]:
-    """Run the first sequences forward and back.
+class TokenUse:
+    """How often each token is predicted and looked up, and what that is worth: sums over tokens of the runs shown.
 
     Args:
-        model: a causal language model of a supported type; left as it was found.
-        sequences: token ids (samples, l), without padding.
-        seed: of the labels, which are drawn from the model.
-        bf16: run the model's products in bfloat16.
-
-    Returns:
-        By name of `outer_parameters`.
-
-    Raises:
-        RuntimeError: the loss is not finite.
+        model: a causal language model of a supported type.
     """
-    generator = torch.Generator().manual_seed(name_seed("labels of embeddings", seed))
-    seen = _Seen(model)
-    with evaluation_mode(model), watched(model, (), {}), seen.shown():
-        for batch in track(sequences[:_SEQUENCES].split(1), "embeddings", "sequence"):
-            seen.lookups += torch.bincount(batch.flatten(), minlength=len(seen.lookups)).double()
-            run_on_own_labels(model, batch.to(model.device), generator, bf16)
-    return {name: seen.curves(parameter) for name, parameter in outer_parameters(model).items()}
-
-
-class _Seen:
-    """Sums over tokens."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self._embeddings, self._head = model.get_input_embeddings(), model.get_output_embeddings()
-        self.lookups = torch.zeros(int(model.config.vocab_size), dtype=torch.float64)
+        self._parameters = outer_parameters(model)
+        self._embeddings = cast(nn.Embedding, model.get_input_embeddings())
+        self._head = cast(nn.Linear | None, model.get_output_embeddings())
+        self._lookups = torch.zeros(len(self._embeddings.weight), dtype=torch.float64)
         self._gradient = 0.0
         if self._head is not None:
             outputs, inputs = self._head.weight.shape
@@ -104,18 +80,19 @@ class _Seen:
             self._spread = torch.zeros(outputs, dtype=torch.float64)
 
     def shown(self) -> ExitStack:
-        """While this is open, a run of the model is added."""
+        """While this is open, runs forward and back, of losses summed over tokens, are added."""
         stack = ExitStack()
         stack.callback(self._embeddings.register_forward_hook(self._see_lookup).remove)
         if self._head is not None:
             stack.callback(self._head.register_forward_hook(self._see_logits).remove)
         return stack
 
-    def _see_lookup(self, _: nn.Module, __: object, output: torch.Tensor) -> None:
-        output.register_hook(self._see_gradient)
+    def _see_lookup(self, _: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        self._lookups += torch.bincount(inputs[0].flatten().cpu(), minlength=len(self._lookups))
+        output.requires_grad_(True).register_hook(self._see_gradient)
 
     def _see_gradient(self, gradient: torch.Tensor) -> None:
-        self._gradient += float(gradient.double().square().sum() / gradient.shape[-1])
+        self._gradient += float(gradient.float().square().sum()) / gradient.shape[-1]
 
     @torch.no_grad()
     def _see_logits(self, _: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
@@ -123,11 +100,21 @@ class _Seen:
         with torch.autocast("cpu", enabled=False):  # these sums are of float32
             self._products.addmm_(x.T, x)
         likely = output.flatten(0, -2).float().softmax(1)
-        self._spread += (likely * (1 - likely)).sum(0).cpu()
+        self._spread += likely.sum(0).sub_(likely.square_().sum(0)).cpu()
 
-    def curves(self, parameter: nn.Parameter) -> TokenCurves:
-        """Of embeddings, head or both."""
-        weight, tokens = parameter.detach().float().cpu(), float(self.lookups.sum())
+    def curves(self) -> dict[str, TokenCurves]:
+        """By name of `outer_parameters`.
+
+        Raises:
+            RuntimeError: a gradient or a prediction was not finite.
+        """
+        seen = [self._lookups * self._gradient] + ([] if self._head is None else [self._spread, self._products])
+        if not all(bool(torch.isfinite(own).all()) for own in seen):
+            raise RuntimeError("the model gives no finite predictions or gradients on the calibration text.")
+        return {name: self._curves(parameter) for name, parameter in self._parameters.items()}
+
+    def _curves(self, parameter: nn.Parameter) -> TokenCurves:
+        weight, tokens = parameter.detach().cpu(), float(self._lookups.sum())
         of_head = self._head is not None and self._head.weight is parameter
         inputs = self._products / tokens if of_head else None
         changes = _Changes(weight, inputs)
@@ -135,7 +122,7 @@ class _Seen:
         if inputs is not None:
             losses += changes.losses(inputs, self._spread / tokens)
         if self._embeddings.weight is parameter:
-            losses += changes.losses(torch.eye(weight.shape[1]), self.lookups / tokens * self._gradient / tokens)
+            losses += changes.losses(torch.eye(weight.shape[1]), self._lookups / tokens * self._gradient / tokens)
         sizes = torch.cat([8.0 * bytes_of_rows(weight.shape[1], torch.tensor([bits])) for bits in TOKEN_WIDTHS])
         return TokenCurves(losses=losses, sizes=sizes.double(), inputs=inputs)
 
@@ -144,9 +131,10 @@ class _Changes:
     """What rounding makes of rows: some of them stand for all, by their squared weights."""
 
     def __init__(self, weight: torch.Tensor, inputs: torch.Tensor | None) -> None:
-        self._squares = weight.double().square().sum(1)
+        parts = weight.split(_ROWS)
+        self._squares = torch.cat([part.float().square().sum(1, dtype=torch.float64) for part in parts])
         some = torch.linspace(0, len(weight) - 1, min(_SAMPLE, len(weight))).long()
-        rows, self._whole = weight[some], float(self._squares[some].sum())
+        rows, self._whole = weight[some].float(), float(self._squares[some].sum())
         system = (torch.eye(weight.shape[1]) if inputs is None else inputs)[None]
         widths = (torch.full((len(rows),), bits, dtype=torch.uint8) for bits in TOKEN_WIDTHS)
         self._changes = [round_weight(rows, system, own, DAMPING, by_column=False).weight - rows for own in widths]

@@ -8,7 +8,7 @@ of the price, too. These curves are near to convex, so that one price for all bi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -134,6 +134,21 @@ def _mask_curves(
     return MaskCurves(prices=prices, losses=torch.stack(losses), sizes=torch.stack(sizes))
 
 
+def lowest_price(fits: Callable[[float], bool], highest: float, closeness: float) -> float:
+    """The lowest price of a bit that fits, down to 1e-20 of the highest one, which is the answer where none does.
+
+    Args:
+        fits: true from some price on.
+        highest: above 0.
+        closeness: a ratio above 1; what the answer may be too high by.
+    """
+    low, high = 1e-20 * highest, highest
+    while high / low > closeness:
+        price = (low * high) ** 0.5
+        low, high = (low, price) if fits(price) else (price, high)
+    return high
+
+
 def kept_prices(prices: torch.Tensor, width: int, rows: torch.Tensor) -> torch.Tensor:
     """What a kept weight of each row costs, as `round_weight` takes it: (n, out).
 
@@ -158,11 +173,11 @@ def choose_widths(curves: Mapping[str, RowCurves], bits: int) -> dict[str, Width
     Raises:
         ValueError: fewer bits than none.
     """
-    return _choose(curves, bits)[1]
+    return _priced_widths(curves, bits)[1]
 
 
-def _choose(curves: Mapping[str, RowCurves], bits: int) -> tuple[float, dict[str, Widths]]:
-    """The price of a bit beside it."""
+def _priced_widths(curves: Mapping[str, RowCurves], bits: int) -> tuple[float, dict[str, Widths]]:
+    """The price of a bit beside them."""
     if bits < 0:
         raise ValueError(f"scales and tables alone take more than the budget: {-bits:,} bits are missing.")
     lagrangian = _Lagrangian(curves)
@@ -208,15 +223,7 @@ class _Lagrangian:
 
     def price(self, bits: int) -> float:
         """Of a bit, in nats, at which all take at most so many; the least there is."""
-        high = self.highest + 1e-30
-        low = 1e-20 * high
-        while high / low > 1 + 1e-6:
-            price = (low * high) ** 0.5
-            if self.at(price).size > bits:
-                low = price
-            else:
-                high = price
-        return high
+        return lowest_price(lambda price: self.at(price).size <= bits, self.highest + 1e-30, 1 + 1e-6)
 
     def _by_weight(self, rows: torch.Tensor) -> torch.Tensor:
         return torch.zeros(len(self._curves), dtype=rows.dtype).index_add_(0, self._owners, rows)
@@ -290,8 +297,8 @@ class BitBudget:
         last = list(curves)[-1:]
         self._curves = {**curves, **{name: replace(curves[name], masks=None) for name in last}}
         self._left, self._drift = bits, 0.0
-        self.price, self._widths = _choose(self._curves, bits)
-        """The first is that of a bit, in nats per token, for all of them."""
+        self.price, self._widths = _priced_widths(self._curves, bits)
+        """The price is that of a bit, in nats per token, before any of them was rounded."""
         self.expected = sum(own.loss for own in self._widths.values())
         """Rise of the loss, in nats per token."""
 

@@ -5,7 +5,7 @@
     mask    uint64 (rows, ceil(columns / 64)), little endian, bit = column, 1 = kept; of codes as `native.codes` says
     scales  (rows,): float32 with int8, bfloat16 with codes
     columns bfloat16 (columns,): scales of codes
-    levels  int8 (62,): with codes
+    levels  int8 (62,): with codes; up to version 4 (30,), and codes of 5 bits count from -16 on
     bits    uint8 (rows,): widths of mixed codes
     values  the kept values row by row, then as many zeros as the kernels may read behind them
 
@@ -33,10 +33,8 @@ from hf_mamba_prune.native.codes import LEVELS, Grid, decode_planes, encode_plan
 from hf_mamba_prune.native.packed import READABLE_BYTES, kept_of
 
 MAGIC = b"HMPpack5"
-_OLDER = {b"HMPpack2": 3, b"HMPpack4": 4}
-"""Up to version 4 there are no levels for codes of 5 bits, which count from -16 on; up to version 3 (2 has the same
-magic) the masks of codes, and so their streams, have the order of columns."""
-_VERSIONS = _OLDER | {MAGIC: 5}
+_VERSIONS = {b"HMPpack2": 3, b"HMPpack4": 4, MAGIC: 5}
+"""Version 2 has the magic of 3. Up to there the masks of codes, and so their streams, have the order of columns."""
 _OLDER_LEVELS = 30
 HEAD_BYTES = 64
 

@@ -198,7 +198,7 @@ def _rounding(facts: RoundingFacts) -> dict[str, object]:
         }
         for own in facts.components
     ]
-    embeddings = None if facts.embedding_bits is None else f"{facts.embedding_bits:.2f}"
+    embeddings = None if facts.embedding_bits is None else f"{round(facts.embedding_bits, 2):g}"
     return {"bits": f"{facts.bits:.3f}", "embeddings": embeddings, "components": rows}
 
 

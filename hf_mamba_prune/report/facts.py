@@ -138,8 +138,8 @@ class RoundingFacts:
     Args:
         bits: per projection weight: codes, masks, scales, tables and all.
         embedding_bits: of a code of embeddings and head, as a mean; None where they stay as they are.
-        expected_rise: of the loss in nats per token, as the curves of the rows foretold it; None where every row got
-            the same width, so that none were measured.
+        expected_rise: of the loss in nats per token, as the curves of all rows foretold it, those of embeddings and
+            head too; None where every row got the same width, so that none were measured.
         components: of the projections.
     """
 

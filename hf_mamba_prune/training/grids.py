@@ -45,8 +45,8 @@ class _Latent:
         ]
         self.weight = parameter.detach().view(packed.shape).clone()
         masks = torch.empty(0, dtype=torch.uint8) if packed.mask is None else pack_bits(packed.kept()).flatten()
-        self.grid = torch.cat([self._bits, masks])
-        """uint8, the widths of the rows and what is kept: what training leaves as it is."""
+        self.grid = torch.cat([self._bits, masks, packed.grid.levels.view(torch.uint8)])
+        """uint8, the widths of the rows, what is kept and the levels: what training leaves as it is."""
 
     def _places(self, rows: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
         """Numbers of the nearest levels."""
@@ -164,8 +164,8 @@ class GridCallback(TrainerCallback):
                 raise ValueError(f"{folder} holds no {GRID_STATE} of this model: it was not trained on these grids.")
             if not torch.equal(grid, latent.grid):
                 raise ValueError(
-                    f"{folder} was trained on other grids, as {name} has other widths or zeros there: round the model "
-                    "in the same way again, or train it anew."
+                    f"{folder} was trained on other grids, as {name} has other widths, zeros or levels there: round "
+                    "the model in the same way again, or train it anew."
                 )
             # The model holds what they show: to show them again would move the scales once more than a whole run does.
             latent.weight.copy_(weight)

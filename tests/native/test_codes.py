@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from native_cases import distance, instruction_sets
-from packed_cases import coded_tensor, of_version_3
+from packed_cases import coded_tensor, of_version_3, of_version_4
 
 from hf_mamba_prune import native
 from hf_mamba_prune.codings.blobs import from_blob, to_blob, up_to_date
@@ -70,10 +70,7 @@ def test_codes_of_five_bits_of_version_4_have_even_levels(bits):
     packed, _ = coded_tensor((33, 100), bits, masked=False)
     levels = torch.cat([packed.grid.levels[:30], torch.arange(-16, 16, dtype=torch.int8)])
     packed = replace(packed, grid=replace(packed.grid, levels=levels))
-    old = to_blob(packed)
-    old[:8] = torch.tensor([*b"HMPpack4"])
-    start = bytes(old.numpy()).index(bytes(levels.numpy()))
-    old[start + 30 : start + 64] = 0
+    old = of_version_4(to_blob(packed))
     assert torch.equal(unpack_tensor(from_blob(old)), unpack_tensor(packed))
     assert torch.equal(up_to_date(old), to_blob(packed))
 

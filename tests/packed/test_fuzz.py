@@ -41,7 +41,7 @@ def change_head(blob: torch.Tensor, chance: random.Random) -> torch.Tensor:
     """An older version, or another dtype, coding, mask, scales of columns, size or count."""
     data = bytearray(blob.numpy().tobytes())
     if chance.random() < 0.1:
-        data[7] = ord("2")
+        data[7] = chance.choice(b"24")
     elif chance.random() < 0.4:
         data[chance.randrange(8, 13)] = chance.choice((*range(10), 255))
     else:

@@ -6,6 +6,7 @@ import copy
 import json
 import pickle
 import shutil
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,24 @@ from typing import Any
 import pytest
 import torch
 from native_cases import distance
-from packed_cases import ROUNDED, SHARD, load, needs_kernels, of_version_3, save_rounded, tokens
+from packed_cases import (
+    ROUNDED,
+    SHARD,
+    load,
+    needs_kernels,
+    of_version_3,
+    of_version_4,
+    save_rounded,
+    tokens,
+    with_even_levels,
+)
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from hf_mamba_prune import PackedConfig, native
 from hf_mamba_prune.codings.blobs import read_head
 from hf_mamba_prune.native import library
+from hf_mamba_prune.packed.config import VERSION
 from hf_mamba_prune.packed.index import INDEX_NAME, sha256_of
 from hf_mamba_prune.packed.modules import packed_modules
 
@@ -64,26 +76,41 @@ def test_saving_again_gives_equal_bytes(pair, tmp_path):
         assert first.read_bytes() == second.read_bytes() == third.read_bytes(), name
 
 
-def test_a_checkpoint_of_version_3_becomes_one_of_now(pair, tmp_path):
-    _, folder = pair
-    old = tmp_path / "old"
-    shutil.copytree(folder, old)
-    tensors, config = load_file(old / SHARD), json.loads((old / "config.json").read_text())
+def rewritten(source: Path, folder: Path, change: Callable[[torch.Tensor], torch.Tensor], version: int) -> Path:
+    """The checkpoint of other blobs and of another version, with checksums that fit."""
+    shutil.copytree(source, folder)
+    tensors, config = load_file(folder / SHARD), json.loads((folder / "config.json").read_text())
     index = json.loads(tensors.pop(INDEX_NAME).numpy().tobytes())
-    tensors = {name: of_version_3(own) if own.dtype == torch.uint8 else own for name, own in tensors.items()}
+    tensors = {name: change(own) if own.dtype == torch.uint8 else own for name, own in tensors.items()}
     index["sha256"] = {name: sha256_of(tensor) for name, tensor in tensors.items()}
     sealed = torch.frombuffer(bytearray(json.dumps(index).encode()), dtype=torch.uint8)
-    config["quantization_config"] |= {"sha256": sha256_of(sealed), "version": 3}
-    save_file(tensors | {INDEX_NAME: sealed}, old / SHARD, {"format": "pt"})
-    (old / "config.json").write_text(json.dumps(config))
-    wanted = load(folder, unpack=True).state_dict()
+    config["quantization_config"] |= {"sha256": sha256_of(sealed), "version": version}
+    save_file(tensors | {INDEX_NAME: sealed}, folder / SHARD, {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(("version", "change"), [(3, of_version_3), (4, of_version_4)])
+def test_an_older_checkpoint_becomes_one_of_now(pair, version, change, tmp_path):
+    new = rewritten(pair[1], tmp_path / "new", with_even_levels, VERSION)
+    old = rewritten(new, tmp_path / "old", change, version)
+    wanted = load(new, unpack=True).state_dict()
     assert all(torch.equal(own, wanted[name]) for name, own in load(old, unpack=True).state_dict().items())
     load(old).save_pretrained(tmp_path / "now")
-    found, written = load_file(tmp_path / "now" / SHARD), load_file(folder / SHARD)
-    masked = [name for name in written if "mixer.in_proj.weight" in name]
-    assert all(torch.equal(found[name][64:], written[name][64:]) for name in masked)
+    found, written = load_file(tmp_path / "now" / SHARD), load_file(new / SHARD)
+    assert all(torch.equal(found[name], own) for name, own in written.items() if name != INDEX_NAME)
     described = json.loads((tmp_path / "now" / "config.json").read_text())["quantization_config"]
-    assert described["version"] == 4
+    assert described["version"] == VERSION
+
+
+def test_blobs_of_an_older_version_are_taken_as_new_ones(pair, tmp_path):
+    new = load(rewritten(pair[1], tmp_path / "new", with_even_levels, VERSION))
+    state = new.state_dict()
+    packed = load(pair[1])
+    packed.load_state_dict(
+        {name: of_version_3(own) if own.dtype == torch.uint8 else own for name, own in state.items()}
+    )
+    assert all(torch.equal(own, state[name]) for name, own in packed.state_dict().items())
 
 
 def test_copies_compute_the_same(pair):

@@ -133,4 +133,4 @@ def test_the_errors_of_the_tables_are_those_of_a_normal_variable(bits):
         near = levels[torch.bucketize(x / scale, (levels[1:] + levels[:-1]) / 2)] * scale
         found.append(float((x - near).square().mean()))
     assert min(found) == pytest.approx(ERRORS[bits], rel=0.06)
-    assert len(level_table()) == LEVELS
+    assert len(level_table()) == LEVELS and (levels[1:] > levels[:-1]).all()

@@ -135,7 +135,7 @@ def test_a_checkpoint_without_its_grids_is_refused(tmp_path):
 
 def test_a_checkpoint_of_other_grids_is_refused(tmp_path):
     trainer_of("mixed", tmp_path, save_strategy="steps", save_steps=4).train()
-    with pytest.raises(ValueError, match="trained on other grids, as .* has other widths or zeros there"):
+    with pytest.raises(ValueError, match="trained on other grids, as .* has other widths, zeros or levels there"):
         trainer_of("few", tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
 
 

@@ -226,10 +226,10 @@ bool run_packed(const KernelTable& table, int64_t rows, int64_t columns, Coding 
   return own.finite();
 }
 
-bool run_token(const KernelTable& table, bool mamba2, int64_t batch, int threads) {
+bool run_token(const KernelTable& table, bool mamba2, int64_t d_model, int64_t batch, int threads) {
   Tensors own;
   PackedModel model;
-  model.d_model = 24, model.d_inner = 48, model.states = mamba2 ? 20 : 16, model.conv_width = mamba2 ? 3 : 4;
+  model.d_model = d_model, model.d_inner = 2 * d_model, model.states = mamba2 ? 20 : 16, model.conv_width = mamba2 ? 3 : 4;
   model.rank = mamba2 ? 0 : 5, model.heads = mamba2 ? 4 : 0, model.groups = mamba2 ? 2 : 1;
   model.norm_eps = 1e-5f, model.mixer_eps = batch == 1 ? 1e-6f : 0.0f;
   const int64_t heads = mamba2 ? model.heads : model.d_inner, channels = model.conv_channels();
@@ -241,7 +241,8 @@ bool run_token(const KernelTable& table, bool mamba2, int64_t batch, int threads
                            : own.coded(model.in_rows(), model.d_model, layer == 1 ? Coding::kMixed : Coding::kInt2);
     if (!mamba2) l.x_proj = own.packed(model.small_rows(), model.d_inner, coding, layer > 0);
     if (!mamba2) l.dt_proj = own.packed(model.d_inner, model.rank, coding, true);
-    l.out_proj = own.packed(model.d_model, model.d_inner, coding, true);
+    l.out_proj = layer == 1 ? own.coded(model.d_model, model.d_inner, Coding::kMixed)
+                            : own.packed(model.d_model, model.d_inner, coding, true);
     l.norm = own.floats(model.d_model), l.in_bias = own.floats(model.in_rows());
     l.conv_weight = own.floats(channels * model.conv_width), l.conv_bias = own.floats(channels);
     l.dt_bias = own.floats(heads), l.D = own.floats(heads), l.out_bias = own.floats(model.d_model);
@@ -295,8 +296,10 @@ int main() {
     }
     for (int64_t batch : {1, 3, 8}) {
       for (int threads : {1, 3}) {
-        count(run_token(*table, false, batch, threads));
-        count(run_token(*table, true, batch, threads));
+        for (int64_t d_model : {24, 96}) {
+          count(run_token(*table, false, d_model, batch, threads));
+          count(run_token(*table, true, d_model, batch, threads));
+        }
       }
     }
   }

@@ -132,7 +132,7 @@ HMP_INLINE LevelBytes codes_of_word(const uint8_t* at) {
 template <int kBits, bool Dense>
 HMP_INLINE __m256i level_table(const PackedMatrix& m) {
   if constexpr (levels_of(kBits) == 0) return _mm256_setzero_si256();
-  static_assert(first_level(5) + 32 == kLevels, "sixteen levels can be read from the first one of each width");
+  static_assert(first_level(5) + 32 == kLevels, "as many levels as a table holds can be read from the first one of each width");
   if constexpr (kBits == 5) {
     return _mm256_add_epi8(load_as<__m256i>(m.levels + first_level(5)), _mm256_set1_epi8(kLevelOffset));
   }

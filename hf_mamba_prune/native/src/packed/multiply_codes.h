@@ -95,7 +95,7 @@ struct RowsByCodes {
   HMP_INLINE void fetch_group() {
     constexpr int kBytes = Rows * kGroup / 8 * kBits;
 #pragma GCC unroll 8
-    for (int byte = 0; byte < kBytes; byte += 64) fetch_ahead(coming + byte);
+    for (int byte = 0; byte < kBytes; byte += 64) __builtin_prefetch(coming + byte);
     coming += kBytes;
   }
   HMP_INLINE void add_word(int64_t word) {
@@ -136,7 +136,7 @@ HMP_INLINE void few_rows_by_codes(const PackedMatrix& m, int64_t first, const in
   RowsByCodes<kBits, Narrow, Batch, Rows> own(m, v, levels, first + rows[0], first + rows[Rows - 1], coming);
   const int64_t groups = v.padded / kGroup, words = m.words();
   for (int64_t group = 0; group < groups; ++group) own.add_group(group, groups, words - group * own.kWords);
-  coming = own.coming;
+  coming += Rows * m.row_bytes(kBits);
 #pragma GCC unroll 2
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 8
@@ -262,11 +262,18 @@ inline void rows_by_width(const uint8_t* row_bits, int count, uint32_t (&which)[
 #endif
 }
 
+// What to ask for while a band is read: what comes after it, or kAhead later.
+HMP_INLINE const char* behind_band(const PackedMatrix& m, int64_t first, int count) {
+  const int64_t begin = m.row_starts[first];
+  const int64_t bytes = first + count < m.rows ? m.row_starts[first + count] - begin : 0;
+  return m.values + begin + (bytes > kAhead ? bytes : kAhead);
+}
+
 // Rows of one width after those of another, so that what comes next is seldom guessed wrong.
 template <int Batch>
 void band_by_codes(const PackedMatrix& m, int64_t first, int count, const Vectors& v, float* sums) {
   Floats parts[Batch][kBand];
-  const char* coming = m.masks == nullptr ? reinterpret_cast<const char*>(first_word(m, first)) : m.values;
+  const char* coming = m.masks == nullptr ? behind_band(m, first, count) : nullptr;
   uint32_t which[7] = {((1u << kBand) - 1) & ~((1u << count) - 1)};
   if (m.masks == nullptr) rows_by_width(m.row_bits + first, count, which);
   for (uint32_t rows = which[0]; rows != 0; rows &= rows - 1) {
