@@ -13,7 +13,7 @@ from hf_mamba_prune.bits.vocabulary import DAMPING, TOKEN_WIDTHS, TokenCurves, o
 from hf_mamba_prune.bits.widths import lowest_price
 from hf_mamba_prune.codings.blobs import BlobHead
 from hf_mamba_prune.codings.grids import coded_tensor
-from hf_mamba_prune.codings.tensors import DTYPES, PackedTensor
+from hf_mamba_prune.codings.tensors import DTYPES, PackedTensor, worth_a_mask
 from hf_mamba_prune.native.codes import bytes_of_rows
 from hf_mamba_prune.repair.levels import level_table
 from hf_mamba_prune.repair.rounding import round_weight
@@ -118,7 +118,7 @@ def _dense_bytes(weight: torch.Tensor, dtype: torch.dtype) -> int:
     """Of a packed weight in a float type, under a mask where zeros make that worth it."""
     (rows, columns), name = weight.shape, next(name for name, own in DTYPES.items() if own == dtype)
     kept = int(torch.count_nonzero(weight))
-    masked = 8 * rows * -(-columns // 64) + kept * dtype.itemsize < weight.numel() * dtype.itemsize
+    masked = worth_a_mask(weight.shape, kept, dtype.itemsize)
     count = kept if masked else weight.numel()
     return BlobHead(shape=(rows, columns), dtype=name, coding=name, masked=masked, count=count).starts()[-1]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -123,13 +124,16 @@ def pack_tensor(weight: torch.Tensor, coding: str | None = None) -> PackedTensor
         kept = weight.view(_BITS[weight.dtype]) != 0
     mask: torch.Tensor | None = pack_bits(kept)
     values = weight[kept]
-    if (
-        mask is not None
-        and mask.numel() + values.numel() * values.element_size() >= weight.numel() * weight.element_size()
-    ):
+    if not worth_a_mask(weight.shape, values.numel(), weight.element_size()):
         mask, values = None, weight.reshape(-1)
     rows, columns = weight.shape
     return PackedTensor(shape=(rows, columns), dtype=dtype, coding=coding, mask=mask, values=values, scales=scales)
+
+
+def worth_a_mask(shape: Sequence[int], kept: int, size: int) -> bool:
+    """Whether a mask and the kept values, of so many bytes each, take less room than all values."""
+    rows, columns = shape
+    return rows * -(-columns // 64) * 8 + kept * size < rows * columns * size
 
 
 def _to_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,6 +16,7 @@ from hf_mamba_prune.bits.sensitivity import measure_sensitivity
 from hf_mamba_prune.bits.vocabulary import TOKEN_WIDTHS, TokenUse, outer_parameters
 from hf_mamba_prune.codings.blobs import to_blob
 from hf_mamba_prune.codings.grids import grids_of, put_on_grids
+from hf_mamba_prune.codings.tensors import pack_tensor
 from hf_mamba_prune.models.targets import find_targets
 from hf_mamba_prune.repair.divergence import divergence
 
@@ -87,8 +88,11 @@ def test_sizes_are_those_of_the_packed_weights(case, sequences):
     rich, poor = outer.at(1e-9), outer.at(1.0)
     sizes = [sum(to_blob(own).numel() for own in outer.rounded(chosen).values()) for chosen in (rich, poor)]
     assert rich.file_bytes - poor.file_bytes == sizes[0] - sizes[1]
-    dense = sum(weight.numel() * 4 for weight in outer_parameters(model).values())
-    assert outer.as_they_are().file_bytes - poor.file_bytes >= dense - sizes[1]
+    for share in (0.0, 0.9):  # without a mask and with one
+        for weight in outer_parameters(model).values():
+            weight.data[torch.rand(weight.shape) < share] = 0
+        dense = sum(to_blob(pack_tensor(weight)).numel() for weight in outer_parameters(model).values())
+        assert outer.as_they_are().file_bytes - poor.file_bytes == dense - sizes[1]
     assert outer.as_they_are().bits is None
 
 
@@ -96,10 +100,11 @@ def test_bits_leave_a_small_share_of_the_loss_to_embeddings(sequences):
     model = build_model("mamba")
     measured = measure_rows(model, find_targets(model), sequences, PruningConfig(bits=2.5))
     outer = Outer(model, torch.float32, measured.tokens)
-    plan = bits_model._plan(find_targets(model), measured.curves, outer, PruningConfig(bits=2.5))
-    assert plan.outer.expected <= bits_model._OUTER_SHARE * plan.budget.expected or plan.outer.bits == 6
+    plan = bits_model._plan(find_targets(model), measured.curves, outer, PruningConfig(bits=2.0))
+    share = bits_model._OUTER_SHARE * plan.budget.expected
+    assert 0.8 * share < plan.outer.expected <= share and plan.outer.bits < 6
     rich = bits_model._plan(find_targets(model), measured.curves, outer, PruningConfig(bits=6.0))
-    assert rich.outer.bits >= plan.outer.bits
+    assert rich.outer.bits > plan.outer.bits
 
 
 @pytest.mark.parametrize("case", ("mamba", UNTIED))
