@@ -4,10 +4,10 @@
         [--head 6 4.75 4] [--llama FOLDER] [--kinds Q8_0 Q4_K_M Q3_K_M Q2_K] [--rounds 5]
     python benchmarks/few_bits_runtime.py --table
 
-Random weights in the shapes of mamba-130m and mamba-370m; speed does not depend on the values. Rows of in_proj and
-out_proj have two neighbouring widths so that a projection weight takes `--bits`, scales and all; with `--masked` all
-of them have masks and codes of 2 bits that come to as much, of which a budget chooses some. Rows of embeddings and
-head have two neighbouring widths, too, of `--head` bits as a mean: 4.75 is what mamba-wiki-4m gets at `--bits 2.5`, 4
+Normal weights in the shapes of mamba-130m and mamba-370m; speed does not depend on the values. Rows of in_proj and
+out_proj have two neighbouring widths so that a projection weight takes `--bits` in the file, scales and all; with
+`--masked` all of them have masks and codes of 2 bits that come to as much. Rows of embeddings and head have two
+neighbouring widths, too, codes of `--head` bits as a mean: 4.75 is what mamba-wiki-4m gets at `--bits 2.5`, 4
 where `--size` leaves its projections as many. Two threads; each figure is the best of the rounds, and every round
 runs each form once in a process of its own, so that another tenant of the machine slows all of them alike: 512 tokens
 of a prompt, 64 by `generate`, and 64 by forwards of one token, which is what llama.cpp's own loop does. A run
@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -31,13 +32,16 @@ import torch
 from few_bits_runtime_tables import RESULTS, write_tables
 from packed_runtime import NEW_TOKENS, SHAPES, build, write_pack
 
+from hf_mamba_prune.bits.outer import SCALE_BITS
 from hf_mamba_prune.codings.grids import coded_tensor, put_on_grids
+from hf_mamba_prune.codings.storage import stored_bits
 from hf_mamba_prune.codings.tensors import PackedTensor
 from hf_mamba_prune.measure.environment import hardware
 from hf_mamba_prune.measure.speed import NATIVE, PACKED, measure_apart
 from hf_mamba_prune.models.targets import find_targets
+from hf_mamba_prune.native.codes import LEVELS, WIDTHS
 from hf_mamba_prune.packed.checkpoint import load_packed, pack_model
-from hf_mamba_prune.repair.levels import level_table
+from hf_mamba_prune.repair.levels import ENTROPIES, RowLevels, level_table
 
 sys.path.append(str(Path(__file__).parent / "rivals"))
 from llama_speed import KINDS, measure_speed, write_files
@@ -77,15 +81,21 @@ def best(row: Row, **speeds: float) -> Row:
 
 
 def coded(rows: int, columns: int, bits: torch.Tensor, seed: int) -> PackedTensor:
-    """A weight of random codes."""
+    """A weight of normal values on the grid, so that its codes have the entropy that they are expected to have."""
     generator = torch.Generator().manual_seed(seed)
-    codes = torch.randint(0, 64, (rows, columns), generator=generator) % (1 << bits.long())[:, None]
+    codes = torch.empty(rows, columns, dtype=torch.uint8)
+    for first in range(0, rows, 4096):
+        own = slice(first, first + 4096)
+        grids = RowLevels(bits[own][None])
+        (scales,) = grids.scales(torch.ones(1, len(bits[own])), 1)
+        values = torch.randn(1, len(bits[own]), columns, generator=generator)
+        codes[own] = grids.codes(grids.nearest(values / scales[:, :, None]))[0]
     return coded_tensor(
-        codes.to(torch.uint8),
+        codes,
         bits,
         level_table(),
-        scales=torch.full((rows,), 0.0015).bfloat16(),
-        column_scales=torch.ones(columns).bfloat16(),
+        scales=(0.0005 + 0.001 * torch.rand(rows, generator=generator)).bfloat16(),
+        column_scales=(0.5 + torch.rand(columns, generator=generator)).bfloat16(),
         dtype=torch.bfloat16,
     )
 
@@ -105,27 +115,35 @@ def masked(rows: int, columns: int, bits: float, seed: int) -> PackedTensor:
     )
 
 
-def of_two_widths(rows: int, columns: int, mean: float, seed: int) -> PackedTensor:
-    """A weight of random codes whose rows have the two whole widths beside a mean."""
-    wider = torch.randperm(rows, generator=torch.Generator().manual_seed(seed)) < (mean - int(mean)) * rows
-    return coded(rows, columns, (int(mean) + wider.long()).to(torch.uint8), seed)
+def two_widths(rows: int, mean: float, sizes: Mapping[int, float], seed: int) -> torch.Tensor:
+    """uint8 (rows,): the two neighbouring widths whose sizes are about a mean, as many of each as come to it."""
+    narrow = max(width for width in sizes if sizes[width] <= mean)
+    share = (mean - sizes[narrow]) / (sizes[narrow + 1] - sizes[narrow]) if narrow + 1 in sizes else 0.0
+    wider = torch.randperm(rows, generator=torch.Generator().manual_seed(seed)) < share * rows
+    return (narrow + wider.long()).to(torch.uint8)
 
 
 def put_on_bits(model, bits: float, head: float, masks: bool = False) -> float:
-    """Round all that is packed to random codes; the bits that a projection weight takes then."""
+    """Round all that is packed to the grid; the bits that a projection weight takes in the file then."""
     targets = find_targets(model)
     small = [target for target in targets if target.component not in ("in_proj", "out_proj")]
     grids = {t.name: coded(*t.shape, torch.full((t.shape[0],), 3, dtype=torch.uint8), 0) for t in small}
     large = [target for target in targets if target not in small]
-    bare = sum(8 * coded(*t.shape, torch.zeros(t.shape[0], dtype=torch.uint8), 0).bytes for t in large)
+    bare = sum(8 * LEVELS + SCALE_BITS * sum(target.shape) for target in large)
     weights = sum(target.size for target in targets)
-    left = bits * weights - bare - sum(8 * grid.bytes for grid in grids.values())
+    left = bits * weights - bare - sum(map(stored_bits, grids.values()))
     mean = left / sum(target.size for target in large)
     for number, target in enumerate(large):
-        form = masked if masks else of_two_widths
-        grids[target.name] = form(*target.shape, mean, number)
-    taken = sum(8 * grid.bytes for grid in grids.values()) / weights
-    grids["backbone.embeddings.weight"] = of_two_widths(*model.get_input_embeddings().weight.shape, head, 0)
+        rows, columns = target.shape
+        grids[target.name] = (
+            masked(rows, columns, mean, number)
+            if masks
+            else coded(rows, columns, two_widths(rows, mean, ENTROPIES, number), number)
+        )
+    taken = sum(map(stored_bits, grids.values())) / weights
+    rows, columns = model.get_input_embeddings().weight.shape
+    widths = two_widths(rows, head, {width: width for width in WIDTHS}, 0)
+    grids["backbone.embeddings.weight"] = coded(rows, columns, widths, 0)
     put_on_grids(model, grids)
     return taken
 

@@ -12,6 +12,7 @@ from hf_mamba_prune import PruningConfig, native
 from hf_mamba_prune.bits.model import round_model
 from hf_mamba_prune.codings import grids
 from hf_mamba_prune.codings.blobs import from_blob
+from hf_mamba_prune.codings.storage import in_memory, to_stored
 from hf_mamba_prune.codings.tensors import MASKED_CODES, pack_bits
 from hf_mamba_prune.models.targets import find_targets
 from hf_mamba_prune.native.codes import LEVELS, WIDTHS, decode_planes, encode_planes, in_plane_order, levels_of
@@ -70,17 +71,17 @@ def token_by_token(model, ids: torch.Tensor, start: int) -> torch.Tensor:
 
 
 def with_even_levels(blob: torch.Tensor) -> torch.Tensor:
-    """With the levels that codes of 5 bits had up to version 4."""
-    blob = blob.clone()
+    """What a file holds, with the levels that codes of 5 bits had up to version 4."""
+    blob = in_memory(blob).clone()
     grid = from_blob(blob).grid
     if grid is not None:
         grid.levels[OLDER_LEVELS:] = torch.arange(-16, 16)
-    return blob
+    return to_stored(blob)
 
 
 def of_version_4(blob: torch.Tensor) -> torch.Tensor:
     """A weight with even levels as version 4 wrote it."""
-    blob = blob.clone()
+    blob = in_memory(blob).clone()
     grid = from_blob(blob).grid
     if grid is not None:
         grid.levels[OLDER_LEVELS:] = 0
@@ -90,7 +91,7 @@ def of_version_4(blob: torch.Tensor) -> torch.Tensor:
 
 def of_version_3(blob: torch.Tensor) -> torch.Tensor:
     """The same as versions 2 and 3 wrote it: masks of codes, and so the codes, in the order of columns."""
-    blob = blob.clone()
+    blob = in_memory(blob).clone()
     packed = from_blob(blob)
     if packed.grid is not None:
         packed.grid.levels[OLDER_LEVELS:] = 0

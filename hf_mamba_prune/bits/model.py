@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,17 +11,18 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from hf_mamba_prune.bits.outer import HIGHEST_PRICE, Outer, OuterWeights, least_bytes
+from hf_mamba_prune.bits.outer import HIGHEST_PRICE, SCALE_BITS, Outer, OuterWeights, least_bytes
 from hf_mamba_prune.bits.sensitivity import Sensitivity, measure_sensitivity
 from hf_mamba_prune.bits.tuning import tune_scales
 from hf_mamba_prune.bits.vocabulary import TokenCurves, TokenUse
 from hf_mamba_prune.bits.widths import BitBudget, RowCurves, Widths, kept_prices, lowest_price, row_curves
 from hf_mamba_prune.codings.grids import coded_tensor, put_on_grids
+from hf_mamba_prune.codings.storage import stored_bits
 from hf_mamba_prune.codings.tensors import PackedTensor, count_bits
 from hf_mamba_prune.config import PruningConfig
 from hf_mamba_prune.models.blocks import MemoryBlocks
 from hf_mamba_prune.models.targets import Target
-from hf_mamba_prune.native.codes import WIDTHS
+from hf_mamba_prune.native.codes import LEVELS, WIDTHS
 from hf_mamba_prune.repair.blocks import walk
 from hf_mamba_prune.repair.levels import level_table
 from hf_mamba_prune.repair.rounding import Rounded, round_weight
@@ -34,6 +36,7 @@ _OUTER_SHARE = 0.05
 """Of what the projections lose, embeddings and head may lose so much where only the bits of projections are named."""
 _SAME_PRICE = 1.2
 """Prices of a bit that are as good as the same."""
+_TABLE_BITS = 8 * LEVELS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,12 +166,12 @@ def round_model(
     measured = measured or measure_rows(model, targets, sequences, config, bf16)
     keep = _masks(model, inner) if config.code_bits is not None else {}
     outer = Outer(model, dtype, measured.tokens)
-    plan = _plan(inner, _curves(measured, config), outer, config)
+    curves = _curves(measured, config)
+    plan, others = _with_outer(_plan(inner, curves, outer, config), outer, inner, curves, config)
     dense = dense or copy.deepcopy(model)
     anything = random_sequences(model, sequences, config.seed)
     tokens = _weights_of_tokens(measured, len(anything))
     packed: dict[str, PackedTensor] = {}
-    bare = {target.name: _overhead(target) for target in inner}
 
     def visit(target: Target, weight: torch.Tensor, hessian: torch.Tensor | None) -> None:
         assert hessian is not None
@@ -178,16 +181,15 @@ def round_model(
             prices = _prices(own, measured.sensitivity[name])
             rounded = round_weight(weight, hessian, own.bits, config.damping, keep=keep.get(name), prices=prices)
             packed[name] = _packed(rounded, own.bits, dtype)
-            fits = plan.budget is None or plan.budget.spend(name, 8 * packed[name].bytes - bare[name])
+            fits = plan.budget is None or plan.budget.spend(name, stored_bits(packed[name]) - _overhead(target))
         weight.copy_(rounded.weight)
 
     walk(MemoryBlocks(model), inner, torch.cat([sequences, anything]), visit, bf16=bf16, tokens=tokens)
-    others = outer.rounded(plan.outer)
     put_on_grids(model, {**packed, **others})
-    read = sequences if lessons is None else lessons
-    tuned = tune_scales(model, dense, packed, read, dtype=dtype, seed=config.seed, bf16=bf16)
+    lessons = sequences if lessons is None else lessons
+    tuned = tune_scales(model, dense, packed, lessons, dtype=dtype, seed=config.seed, bf16=bf16)
     put_on_grids(model, {**tuned, **others})
-    return _facts(inner, tuned, plan)
+    return _facts(inner, tuned, others, plan.expected)
 
 
 def _projections(targets: Sequence[Target]) -> list[Target]:
@@ -246,24 +248,42 @@ def _packed(rounded: Rounded, bits: torch.Tensor, dtype: torch.dtype) -> PackedT
 def _plan(targets: Sequence[Target], curves: Mapping[str, RowCurves], outer: Outer, config: PruningConfig) -> _Plan:
     if config.code_bits is not None:
         return _Plan(budget=None, outer=outer.at(0.0), expected=None)
-    held = sum(_overhead(target) for target in targets)
     if config.bits is not None:
+        held = sum(map(_overhead, targets))
         budget = BitBudget(curves, int(config.bits * sum(target.size for target in targets)) - held)
         return _planned(budget, outer.within(_OUTER_SHARE * budget.expected))
-    return _within_size(curves, held, outer, config)
+    return _within_size(curves, targets, outer, config)
+
+
+def _with_outer(
+    plan: _Plan, outer: Outer, targets: Sequence[Target], curves: Mapping[str, RowCurves], config: PruningConfig
+) -> tuple[_Plan, dict[str, PackedTensor]]:
+    """Embeddings and head rounded, and the plan that knows what they take of a file."""
+    others = outer.rounded(plan.outer)
+    if config.size is not None:
+        file_bytes = outer.file_bytes(plan.outer, others)
+        plan = replace(plan, budget=_beside(file_bytes, targets, curves, config.size))
+    return plan, others
+
+
+def _beside(file_bytes: int, targets: Sequence[Target], curves: Mapping[str, RowCurves], size: int) -> BitBudget:
+    """Of the projections, where all else in a file of that size takes so many bytes."""
+    return BitBudget(curves, 8 * (size - file_bytes) - sum(map(_overhead, targets)))
 
 
 def _planned(budget: BitBudget, outer: OuterWeights) -> _Plan:
     return _Plan(budget=budget, outer=outer, expected=budget.expected + outer.expected)
 
 
-def _within_size(curves: Mapping[str, RowCurves], held: int, outer: Outer, config: PruningConfig) -> _Plan:
+def _within_size(
+    curves: Mapping[str, RowCurves], targets: Sequence[Target], outer: Outer, config: PruningConfig
+) -> _Plan:
     """The best division of a file between embeddings and projections: where a bit has one price in both."""
     assert config.size is not None
     size = config.size
 
     def beside(chosen: OuterWeights) -> BitBudget:
-        return BitBudget(curves, 8 * (size - chosen.file_bytes) - held)
+        return _beside(chosen.file_bytes, targets, curves, size)
 
     def balanced(price: float) -> bool:
         chosen = outer.at(price)
@@ -286,20 +306,16 @@ def _within_size(curves: Mapping[str, RowCurves], held: int, outer: Outer, confi
 
 
 def _overhead(target: Target) -> int:
-    """Bits that a weight takes beside its codes: scales, widths, tables."""
-    rows, columns = target.shape
-    bare = coded_tensor(
-        torch.zeros(1, 1, dtype=torch.uint8).expand(rows, columns),
-        torch.zeros(rows, dtype=torch.uint8),
-        level_table(),
-        scales=torch.zeros(rows, dtype=torch.bfloat16),
-        column_scales=torch.zeros(columns, dtype=torch.bfloat16),
-        dtype=torch.float32,
-    )
-    return 8 * bare.bytes
+    """Bits that a weight is expected to take in a file beside its codes: scales, widths, tables."""
+    return _TABLE_BITS + SCALE_BITS * sum(target.shape)
 
 
-def _facts(targets: Sequence[Target], packed: Mapping[str, PackedTensor], plan: _Plan) -> RoundingFacts:
+def _facts(
+    targets: Sequence[Target],
+    packed: Mapping[str, PackedTensor],
+    others: Mapping[str, PackedTensor],
+    expected: float | None,
+) -> RoundingFacts:
     components: dict[str, WidthFacts] = {}
     for target in targets:
         before = components.get(target.component, WidthFacts(name=target.component, weights=0, bits=0.0, rows=()))
@@ -308,16 +324,18 @@ def _facts(targets: Sequence[Target], packed: Mapping[str, PackedTensor], plan: 
         components[target.component] = replace(
             before,
             weights=before.weights + target.size,
-            bits=before.bits + 8 * own.bytes,
+            bits=before.bits + stored_bits(own),
             zeros=before.zeros + (0 if own.mask is None else target.size - count_bits(own.mask)),
             rows=tuple(map(sum, zip(counts, before.rows or [0] * len(WIDTHS), strict=True))),
         )
     bits = sum(own.bits for own in components.values())
     weights = sum(own.weights for own in components.values())
+    outer = sum(math.prod(own.shape) for own in others.values())
     return RoundingFacts(
         bits=bits / weights,
-        embedding_bits=plan.outer.bits,
-        expected_rise=plan.expected,
+        memory_bits=8 * sum(packed[target.name].bytes for target in targets) / weights,
+        embedding_bits=sum(map(stored_bits, others.values())) / outer if others else None,
+        expected_rise=expected,
         components=tuple(
             replace(own, bits=own.bits / own.weights, zeros=own.zeros / own.weights) for own in components.values()
         ),

@@ -10,19 +10,21 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_mamba_prune.bits.vocabulary import DAMPING, TOKEN_WIDTHS, TokenCurves, outer_parameters
-from hf_mamba_prune.bits.widths import lowest_price
-from hf_mamba_prune.codings.blobs import BlobHead
+from hf_mamba_prune.bits.widths import lowest_price, row_sizes
 from hf_mamba_prune.codings.grids import coded_tensor
-from hf_mamba_prune.codings.tensors import DTYPES, PackedTensor, worth_a_mask
-from hf_mamba_prune.native.codes import bytes_of_rows
+from hf_mamba_prune.codings.storage import stored_bits
+from hf_mamba_prune.codings.tensors import PackedTensor, pack_tensor
+from hf_mamba_prune.native.codes import LEVELS, WIDTHS
 from hf_mamba_prune.repair.levels import level_table
 from hf_mamba_prune.repair.rounding import round_weight
 
 _ROWS = 4096
 HIGHEST_PRICE, _SAME_PRICE = 1.0, 1.001
 """Of a bit, in nats per token, and a ratio of prices that are as good as the same."""
-_ENTRY, _FILLED = 220, 620
-"""Bytes that the header and index of a file take for a tensor, and with what fills up its parts for a packed one."""
+_ENTRY, _HEADED = 220, 390
+"""Bytes that the header and index of a file take for a tensor, and with the head of a packed one and its lengths."""
+SCALE_BITS = 13
+"""Bits that the scale of a row, with its width, or of a column takes in a file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +35,11 @@ class OuterWeights:
         widths: uint8 (vocabulary,) of embeddings and head by parameter name; empty where they stay as they are.
         file_bytes: of a packed checkpoint without its projections' codes.
         expected: rise of the loss by them, nats per token.
-        bits: of a code, as a mean; None where they stay.
     """
 
     widths: Mapping[str, torch.Tensor]
     file_bytes: int
     expected: float = 0.0
-    bits: float | None = None
 
 
 class Outer:
@@ -59,14 +59,8 @@ class Outer:
         """The best at a price of a bit, in nats."""
         widths = {name: own.widths(price) for name, own in self._curves.items()}
         expected = sum(own.loss(widths[name]) for name, own in self._curves.items())
-        sizes = (_blob_bytes(self._parameters[name].shape[1], own) for name, own in widths.items())
-        codes = sum(int(own.sum()) * self._parameters[name].shape[1] for name, own in widths.items())
-        return OuterWeights(
-            widths=widths,
-            file_bytes=self._others + sum(sizes),
-            expected=expected,
-            bits=codes / sum(self._parameters[name].numel() for name in widths),
-        )
+        sizes = (_coded_bytes(self._parameters[name].shape[1], own) for name, own in widths.items())
+        return OuterWeights(widths=widths, file_bytes=self._others + sum(sizes), expected=expected)
 
     def within(self, loss: float) -> OuterWeights:
         """The fewest bits that are expected to cost at most so many nats per token, or all that there are."""
@@ -76,8 +70,12 @@ class Outer:
 
     def as_they_are(self) -> OuterWeights:
         """Not rounded."""
-        sizes = (_dense_bytes(weight, self._dtype) for weight in self._parameters.values())
-        return OuterWeights(widths={}, file_bytes=self._others + sum(sizes))
+        packed = (pack_tensor(weight.detach().to(self._dtype)) for weight in self._parameters.values())
+        return OuterWeights(widths={}, file_bytes=self._others + sum(map(stored_bits, packed)) // 8)
+
+    def file_bytes(self, chosen: OuterWeights, rounded: Mapping[str, PackedTensor]) -> int:
+        """`OuterWeights.file_bytes`, now that they were rounded."""
+        return self._others + sum(map(stored_bits, rounded.values())) // 8 if rounded else chosen.file_bytes
 
     def rounded(self, chosen: OuterWeights) -> dict[str, PackedTensor]:
         """In packed form, by parameter name."""
@@ -103,29 +101,19 @@ def least_bytes(model: PreTrainedModel, dtype: torch.dtype) -> int:
         dtype: of all that is not packed.
     """
     shapes = (weight.shape for weight in outer_parameters(model).values())
-    least = (_blob_bytes(columns, torch.full((rows,), min(TOKEN_WIDTHS))) for rows, columns in shapes)
+    least = (_coded_bytes(columns, torch.full((rows,), min(TOKEN_WIDTHS))) for rows, columns in shapes)
     return _other_bytes(model, dtype) + sum(least)
 
 
-def _blob_bytes(columns: int, widths: torch.Tensor) -> int:
-    """Of a packed weight whose rows have these widths."""
-    count = int(bytes_of_rows(columns, widths).sum())
-    head = BlobHead(shape=(len(widths), columns), dtype="float32", coding="mixed", masked=False, count=count)
-    return head.starts()[-1]
-
-
-def _dense_bytes(weight: torch.Tensor, dtype: torch.dtype) -> int:
-    """Of a packed weight in a float type, under a mask where zeros make that worth it."""
-    (rows, columns), name = weight.shape, next(name for name, own in DTYPES.items() if own == dtype)
-    kept = int(torch.count_nonzero(weight))
-    masked = worth_a_mask(weight.shape, kept, dtype.itemsize)
-    count = kept if masked else weight.numel()
-    return BlobHead(shape=(rows, columns), dtype=name, coding=name, masked=masked, count=count).starts()[-1]
+def _coded_bytes(columns: int, widths: torch.Tensor) -> int:
+    """That a packed weight whose rows have these widths is expected to take in a file."""
+    rows = torch.bincount(widths.long(), minlength=len(WIDTHS)).double()
+    return (int(row_sizes(columns, WIDTHS) @ rows) + SCALE_BITS * len(widths)) // 8 + LEVELS
 
 
 def _other_bytes(model: PreTrainedModel, dtype: torch.dtype) -> int:
-    """What a packed file holds beside linear maps and embeddings."""
+    """What a packed file holds beside the parts of linear maps and embeddings."""
     whole = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear | nn.Embedding)}
     own = [parameter for parameter in model.parameters() if id(parameter) not in whole]
     maps = sum(isinstance(module, nn.Linear) for module in model.modules())
-    return sum(parameter.numel() for parameter in own) * dtype.itemsize + maps * _FILLED + len(own) * _ENTRY
+    return sum(parameter.numel() for parameter in own) * dtype.itemsize + maps * _HEADED + len(own) * _ENTRY

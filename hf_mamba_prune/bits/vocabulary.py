@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_mamba_prune.native.codes import bytes_of_rows
+from hf_mamba_prune.bits.widths import row_sizes
 from hf_mamba_prune.repair.rounding import round_weight
 
 TOKEN_WIDTHS = (3, 4, 5, 6)
@@ -34,7 +34,7 @@ class TokenCurves:
 
     Args:
         losses: float64 (vocabulary, TOKEN_WIDTHS), expected rise of the loss in nats per token.
-        sizes: float64 (TOKEN_WIDTHS,), bits of a row's codes.
+        sizes: float64 (TOKEN_WIDTHS,), bits of a row's codes in a file.
         inputs: (in, in), E[x x^T] of a head over tokens; None of rows that are only looked up.
     """
 
@@ -123,7 +123,7 @@ class TokenUse:
             losses += changes.losses(inputs, self._spread / tokens)
         if self._embeddings.weight is parameter:
             losses += changes.losses(torch.eye(weight.shape[1]), self._lookups / tokens * self._gradient / tokens)
-        sizes = torch.cat([8.0 * bytes_of_rows(weight.shape[1], torch.tensor([bits])) for bits in TOKEN_WIDTHS])
+        sizes = row_sizes(weight.shape[1], TOKEN_WIDTHS)
         return TokenCurves(losses=losses, sizes=sizes.double(), inputs=inputs)
 
 

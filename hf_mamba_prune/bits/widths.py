@@ -8,12 +8,13 @@ of the price, too. These curves are near to convex, so that one price for all bi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
-from hf_mamba_prune.native.codes import WIDTHS, bytes_of_rows, plane_bytes
+from hf_mamba_prune.native.codes import WIDTHS
+from hf_mamba_prune.repair.levels import ENTROPIES, KEPT_ENTROPIES
 from hf_mamba_prune.repair.rounding import kept_errors, nearest_errors
 
 _GONE = 4.0
@@ -28,7 +29,7 @@ _SPEED = 0.1
 """Share of what a weight loses that a mask must save at the same bits: its kernels take twice the time."""
 _MOST_MISSED, _LEAST_DRIFT = 0.1, 0.001
 """Shares of what is left: a weight with zeros may take so much more than was foreseen, and widths are chosen anew when
-that many bits, with zeros, were others than foreseen."""
+that many bits were others than foreseen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class MaskCurves:
     Args:
         prices: float64 (n,), rising, in nats per bit.
         losses: float64 (widths, n), expected rise of the loss in nats per token.
-        sizes: float64 (widths, n), bits of mask and codes, less those of rows' widths, which are not held then.
+        sizes: float64 (widths, n), bits of mask and codes in a file.
     """
 
     prices: torch.Tensor
@@ -66,7 +67,7 @@ class RowCurves:
 
     Args:
         losses: float64 (out, widths), expected rise of the loss in nats per token.
-        sizes: int64 (widths,), bits of a row's codes.
+        sizes: float64 (widths,), bits of a row's codes in a file.
         masks: of the whole weight with zeros; None: it is to have none.
     """
 
@@ -83,7 +84,7 @@ class Widths:
         bits: uint8 (out,), width of each row's codes; one for all where zeros are chosen.
         price: of a bit in nats, which tells what is zero; None: nothing is.
         loss: what that is expected to cost, in nats per token.
-        size: bits of codes and masks, exact without zeros.
+        size: bits that codes and masks are expected to take in a file.
     """
 
     bits: torch.Tensor
@@ -105,12 +106,17 @@ def row_curves(
         zeros: whether there may be any.
     """
     losses = nearest_errors(weight, hessian, damping) * rows.double()[:, None] / 2
-    sizes = torch.stack([8 * bytes_of_rows(weight.shape[1], torch.tensor([bits])) for bits in WIDTHS])[:, 0]
+    sizes = row_sizes(weight.shape[1], WIDTHS)
     second = float((losses[:, 1] - losses[:, 2]).sum() / (sizes[2] - sizes[1]) / len(losses))
     masks = None
     if zeros and second > 0:
         masks = _mask_curves(weight, hessian, rows, second * _PRICES, damping, of_rows=losses[:, 2])
     return RowCurves(losses=losses, sizes=sizes, masks=masks)
+
+
+def row_sizes(columns: int, widths: Sequence[int]) -> torch.Tensor:
+    """float64 (widths,), bits that the codes of a row take in a file, as its levels have of entropy."""
+    return columns * torch.tensor([ENTROPIES[width] for width in widths], dtype=torch.float64)
 
 
 def _mask_curves(
@@ -130,8 +136,15 @@ def _mask_curves(
     for width in _KEPT_WIDTHS:
         errors, kept = kept_errors(weight[some], hessian, width, kept_prices(prices, width, own), damping)
         losses.append(weights * (errors * own / 2).sum(1))
-        sizes.append(8 * len(weight) * (plane_bytes(weight.shape[1]) - 1) + width * share * kept.sum(1).double())
+        sizes.append(_mask_sizes(share * kept.sum(1).double(), weight.numel(), width))
     return MaskCurves(prices=prices, losses=torch.stack(losses), sizes=torch.stack(sizes))
+
+
+def _mask_sizes(kept: torch.Tensor, weights: int, width: int) -> torch.Tensor:
+    """float64 (n,), bits of a mask of so many weights and of the codes of those kept, (n,)."""
+    shares = (kept / weights).clamp(1e-9, 1 - 1e-9)
+    entropies = -(shares * shares.log2() + (1 - shares) * (1 - shares).log2())
+    return weights * entropies + KEPT_ENTROPIES[width] * kept
 
 
 def lowest_price(fits: Callable[[float], bool], highest: float, closeness: float) -> float:
@@ -240,7 +253,7 @@ class _Lagrangian:
             widths = torch.tensor(WIDTHS, dtype=torch.uint8)[rows]
             if mask < 0:
                 loss = float(own.losses.gather(1, rows[:, None]).sum())
-                found[name] = Widths(bits=widths, loss=loss, size=int(own.sizes[rows].sum()))
+                found[name] = Widths(bits=widths, loss=loss, size=float(own.sizes[rows].sum()))
             else:
                 assert own.masks is not None  # it was chosen
                 losses, sizes = own.masks.at(price)
@@ -281,9 +294,9 @@ def _spend_rest(
 
 
 class BitBudget:
-    """The widths of weights one after the other: how many are zero is known when one is rounded, not before.
+    """The widths of weights one after the other: what one takes in a file is known when it is rounded, not before.
 
-    The last one has no zeros, so that the sum is met.
+    The last one has no zeros, so that the sum is met to what its entropy differs from the expected one.
 
     Args:
         curves: of all, by name, in the order that they are rounded in.
@@ -313,13 +326,12 @@ class BitBudget:
             Whether that may be; otherwise the others would miss them, and the weight is to be held without zeros.
         """
         own, curves = self._widths[name], self._curves[name]
-        if own.price is not None:
-            behind = self._left - own.size
-            if bits - own.size > _MOST_MISSED * behind:
-                self._curves[name] = replace(curves, masks=None)
-                self._choose()
-                return False
-            self._drift += abs(bits - own.size)
+        behind = self._left - own.size
+        if own.price is not None and bits - own.size > _MOST_MISSED * behind:
+            self._curves[name] = replace(curves, masks=None)
+            self._choose()
+            return False
+        self._drift += abs(bits - own.size)
         del self._curves[name]
         self._left -= bits
         if self._drift > _LEAST_DRIFT * self._left or len(self._curves) == 1:
@@ -328,4 +340,4 @@ class BitBudget:
 
     def _choose(self) -> None:
         self._drift = 0.0
-        self._widths = choose_widths(self._curves, self._left) if self._curves else {}
+        self._widths = choose_widths(self._curves, max(self._left, 0)) if self._curves else {}

@@ -1,4 +1,4 @@
-"""A packed weight as one run of bytes: what a checkpoint holds under the weight's name, and modules compute on.
+"""A packed weight as one run of bytes, which modules compute on; files hold it as `codings.storage` says.
 
     head    64 bytes: magic, numbers of dtype and coding, whether there are a mask and scales of columns, rows,
             columns, count of values
@@ -15,6 +15,7 @@ Each part begins at a multiple of 64 bytes. The head alone says how long the who
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -32,8 +33,8 @@ from hf_mamba_prune.codings.tensors import (
 from hf_mamba_prune.native.codes import LEVELS, Grid, decode_planes, encode_planes, in_plane_order, plane_bytes
 from hf_mamba_prune.native.packed import READABLE_BYTES, kept_of
 
-MAGIC = b"HMPpack5"
-_VERSIONS = {b"HMPpack2": 3, b"HMPpack4": 4, MAGIC: 5}
+MAGIC, NEWEST = b"HMPpack5", 5
+_VERSIONS = {b"HMPpack2": 3, b"HMPpack4": 4, MAGIC: NEWEST}
 """Version 2 has the magic of 3. Up to there the masks of codes, and so their streams, have the order of columns."""
 _OLDER_LEVELS = 30
 HEAD_BYTES = 64
@@ -63,7 +64,7 @@ class BlobHead:
     masked: bool
     columns_scaled: bool = False
     count: int
-    version: int = _VERSIONS[MAGIC]
+    version: int = NEWEST
 
     @property
     def coded(self) -> bool:
@@ -71,9 +72,14 @@ class BlobHead:
         return self.coding in SCALES and self.coding != "int8"
 
     @property
+    def value_bytes(self) -> int:
+        """Of a value, or of the planes of codes one."""
+        return VALUES[self.coding].itemsize
+
+    @property
     def outdated(self) -> bool:
         """Whether it is read in another way than it is written."""
-        return self.coded and self.version < _VERSIONS[MAGIC]
+        return self.coded and self.version < NEWEST
 
     def lengths(self) -> tuple[int, ...]:
         """Bytes of mask, scales, scales of columns, levels, widths and values, without what fills them up."""
@@ -84,7 +90,7 @@ class BlobHead:
             columns * 2 if self.columns_scaled else 0,
             0 if not self.coded else _OLDER_LEVELS if self.outdated else LEVELS,
             rows if self.coding == "mixed" else 0,
-            self.count * VALUES[self.coding].itemsize,
+            self.count * self.value_bytes,
         )
 
     def starts(self) -> tuple[int, ...]:
@@ -136,13 +142,29 @@ def read_head(blob: torch.Tensor, length: int) -> BlobHead:
     Raises:
         ValueError: it is no blob of this format, or as long as its head does not say.
     """
+    head = parse_head(blob, _VERSIONS)
+    if head.starts()[-1] != length:
+        raise ValueError(f"it has {length:,} bytes, its head says {head.starts()[-1]:,}")
+    return head
+
+
+def parse_head(blob: torch.Tensor, versions: Mapping[bytes, int]) -> BlobHead:
+    """What the first `HEAD_BYTES` bytes say.
+
+    Args:
+        blob: uint8, one dimension.
+        versions: of the format, by the magic that may be there.
+
+    Raises:
+        ValueError: they are no head.
+    """
     if blob.dtype != torch.uint8 or blob.dim() != 1 or blob.numel() < HEAD_BYTES:
         raise ValueError(f"it is {blob.dtype}, {tuple(blob.shape)}; a packed weight is uint8 in one row, head first")
     magic, dtype, coding, masked, scaled, zero, rows, columns, count = _HEAD.unpack(
         blob[:HEAD_BYTES].numpy().tobytes()
     )
     known = (
-        magic in _VERSIONS and dtype < len(DTYPES) and coding < len(CODINGS) and max(masked, scaled) < 2 and zero == 0
+        magic in versions and dtype < len(DTYPES) and coding < len(CODINGS) and max(masked, scaled) < 2 and zero == 0
     )
     if not known or not all(0 <= size < _MOST for size in (rows, columns, count, rows * columns)):
         raise ValueError("its head is not that of a packed weight")
@@ -153,12 +175,10 @@ def read_head(blob: torch.Tensor, length: int) -> BlobHead:
         masked=bool(masked),
         columns_scaled=bool(scaled),
         count=count,
-        version=_VERSIONS[magic],
+        version=versions[magic],
     )
     if head.columns_scaled and not head.coded:
         raise ValueError("its head is not that of a packed weight")
-    if head.starts()[-1] != length:
-        raise ValueError(f"it has {length:,} bytes, its head says {head.starts()[-1]:,}")
     return head
 
 

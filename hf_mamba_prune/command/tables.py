@@ -116,6 +116,8 @@ def _width_table(rounding: RoundingFacts) -> Table:
         rows = (f"{count / sum(own.rows):.0%}" if count else "" for count in own.rows)
         table.add_row(own.name, f"{own.weights:,}", f"{own.bits:.3f}", f"{own.zeros:.0%}", *rows)
     table.add_row("all of them", f"{sum(own.weights for own in rounding.components):,}", f"{rounding.bits:.3f}")
+    if rounding.memory_bits is not None:
+        table.add_row("in memory", "", f"{rounding.memory_bits:.3f}")
     if rounding.embedding_bits is not None:
         table.add_row("embeddings, head", "", f"{rounding.embedding_bits:.3f}")
     return table

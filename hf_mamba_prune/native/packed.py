@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -297,25 +298,29 @@ class MatrixModule(nn.Module, ABC):
 _LINE, _HUGE = 64, 1 << 21
 
 
-def settle(blobs: list[torch.Tensor]) -> list[torch.Tensor]:
+def settle(lengths: Sequence[int], blobs: Iterable[torch.Tensor]) -> list[torch.Tensor]:
     """Runs of bytes, uint8 in one dimension, moved into one block of memory, in huge pages where the system has them.
 
     Reading is faster then. Each has a storage of its own, so that it is copied and saved without the others.
+
+    Args:
+        lengths: of them.
+        blobs: taken one at a time.
     """
-    taken = sum(_lines(blob) for blob in blobs)
+    taken = sum(map(_lines, lengths))
     block = torch.empty(taken + _HUGE, dtype=torch.uint8)
     at = -block.data_ptr() % _HUGE
     if available() and taken >= _HUGE:  # the last page is filled in part: a small one
         kernels().prefer_huge_pages(memory=buffer(block[at : at + taken // _HUGE * _HUGE]))
     moved, memory = [], block.numpy()
-    for blob in blobs:
-        moved.append(torch.frombuffer(memory, dtype=torch.uint8, count=blob.numel(), offset=at).copy_(blob))
-        at += _lines(blob)
+    for length, blob in zip(lengths, blobs, strict=True):
+        moved.append(torch.frombuffer(memory, dtype=torch.uint8, count=length, offset=at).copy_(blob))
+        at += _lines(length)
     return moved
 
 
-def _lines(blob: torch.Tensor) -> int:
-    return -(-blob.numel() // _LINE) * _LINE
+def _lines(length: int) -> int:
+    return -(-length // _LINE) * _LINE
 
 
 def bits_of_rows(mask: torch.Tensor) -> torch.Tensor:

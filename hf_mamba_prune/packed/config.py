@@ -9,10 +9,10 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from hf_mamba_prune.codings.tensors import DTYPES
 
 METHOD = "hf-mamba-prune"
-VERSION = 5
-READABLE = (2, 3, 4, 5)
+VERSION = 6
+READABLE = (2, 3, 4, 5, 6)
 """Versions of the format that are read: 3 added codes of a few bits, 4 changed the order of those under masks, 5
-changed what codes of 5 bits stand for."""
+changed what codes of 5 bits stand for, 6 deflates what files hold."""
 CHOICES = ("auto", "int8", "rounded")
 
 

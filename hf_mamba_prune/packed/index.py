@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from hf_mamba_prune.codings.blobs import BlobHead, from_blob, read_head
+from hf_mamba_prune.codings.blobs import BlobHead, from_blob
+from hf_mamba_prune.codings.storage import head_of, in_memory
 from hf_mamba_prune.codings.tensors import check_tensor
 from hf_mamba_prune.models.architectures import architecture_of
 from hf_mamba_prune.models.model_config import ModelConfig
@@ -32,10 +33,12 @@ class CheckedFiles:
 
     Args:
         blobs: heads of the packed weights, by name.
+        lengths: of their bytes.
         shapes: of all other tensors, by name.
     """
 
     blobs: dict[str, BlobHead]
+    lengths: dict[str, int]
     shapes: dict[str, tuple[int, ...]]
 
 
@@ -76,6 +79,7 @@ def check_files(files: list[str], config: ModelConfig, described: PackedConfig) 
     """
     sums = _read_index(files, config, described)
     blobs: dict[str, BlobHead] = {}
+    lengths: dict[str, int] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for path in files:
         for name, tensor in _tensors(path):
@@ -85,12 +89,13 @@ def check_files(files: list[str], config: ModelConfig, described: PackedConfig) 
                 )
             if tensor.dtype == torch.uint8:
                 blobs[name] = _head(name, tensor, whole=described.unpack is True)
+                lengths[name] = tensor.numel()
             else:
                 shapes[name] = tuple(tensor.shape)
     missing = sorted(sums.keys() - blobs.keys() - shapes.keys())
     if missing:
         raise ValueError(f"the shards lack {len(missing)} tensors, such as {missing[0]}: {_AGAIN}")
-    return CheckedFiles(blobs=blobs, shapes=shapes)
+    return CheckedFiles(blobs=blobs, lengths=lengths, shapes=shapes)
 
 
 def _tensors(path: str, index: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
@@ -129,7 +134,7 @@ def _head(name: str, blob: torch.Tensor, whole: bool) -> BlobHead:
     try:
         if whole:
             with torch.device(blob.device):  # the loader makes new tensors elsewhere
-                check_tensor(from_blob(blob))
-        return read_head(blob, blob.numel())
+                check_tensor(from_blob(in_memory(blob)))
+        return head_of(blob)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hf_mamba_prune.codings.blobs import from_blob, up_to_date
+from hf_mamba_prune.codings.blobs import from_blob
+from hf_mamba_prune.codings.storage import in_memory
 from hf_mamba_prune.native.checks import tracks
 from hf_mamba_prune.native.packed import MatrixModule, PackedMatrix
 from hf_mamba_prune.native.tiles import product, transposed_product
@@ -106,7 +107,7 @@ class _Holder(MatrixModule):
         missing.extend(key for key in absent if key != name or name not in state_dict)
         if name in state_dict:
             try:
-                loaded = PackedWeight(up_to_date(state_dict[name].detach().clone()))
+                loaded = PackedWeight(in_memory(state_dict[name].detach().clone()))
                 if loaded.size() != self.weight.size():
                     raise ValueError(f"it is {tuple(loaded.size())}, expected {tuple(self.weight.size())}")
             except ValueError as error:

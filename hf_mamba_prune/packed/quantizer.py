@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from transformers.quantizers.base import HfQuantizer
 
-from hf_mamba_prune.codings.blobs import BlobHead, from_blob, up_to_date
+from hf_mamba_prune.codings.blobs import from_blob
+from hf_mamba_prune.codings.storage import in_memory, length_in_memory, to_stored
 from hf_mamba_prune.codings.tensors import DTYPES, unpack_tensor
 from hf_mamba_prune.native.lasting import keep_native
 from hf_mamba_prune.native.library import active_instruction_set, available, tell_if_missing
@@ -121,7 +122,7 @@ class PackedQuantizer(HfQuantizer):
             if own is not None and there[own] != shape:
                 raise ValueError(f"{name} is {shape} in the checkpoint, its config.json says {there[own]}")
             if own is not None and name in files.blobs and not self.quantization_config.unpack:
-                _make_room(model, own, files.blobs[name])
+                _make_room(model, own, files.lengths[name])
         for tied, source in model.all_tied_weights_keys.items():
             owner = model.get_submodule(source.rpartition(".")[0])
             if isinstance(owner, PackedEmbedding):
@@ -149,24 +150,13 @@ class PackedQuantizer(HfQuantizer):
             pack_into(model, model, self.dtype, self.quantization_config.values)
             model.config.dtype = torch.float32
             return run_natively(model)
-        held = {}
-        for name, module in packed_modules(model).items():
-            if id(module.weight) not in held:
-                with _named(name):
-                    held[id(module.weight)] = up_to_date(module.weight.data)
         self.quantization_config.version = VERSION
-        settled = dict(zip(held, settle([*held.values()]), strict=True))
-        made: dict[int, PackedWeight] = {}
-        for name, module in packed_modules(model).items():
-            own = id(module.weight)
-            with _named(name):
-                module.weight = made[own] if own in made else made.setdefault(own, PackedWeight(settled[own]))
-        del held, settled, made
+        _settle_weights(model)
         give_back_what_loading_freed()
         return run_natively(model)
 
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, torch.Tensor] | None, dict[str, str]]:
-        """What is saved, tied weights once and all others in the dtype in which they were packed; and its index."""
+        """What is saved: packed weights as files hold them, tied ones once, others in their dtype; and its index."""
         if getattr(model, "_hf_peft_config_loaded", False):  # transformers saves the adapters alone
             return None, {}
         dtype = DTYPES[str(self.quantization_config.dtype)]
@@ -177,6 +167,7 @@ class PackedQuantizer(HfQuantizer):
         for tied, source in model.all_tied_weights_keys.items():
             if state[tied].data_ptr() == state[source].data_ptr():
                 del state[tied]
+        state = {name: to_stored(tensor) if tensor.dtype == torch.uint8 else tensor for name, tensor in state.items()}
         index = make_index(model.config, str(self.quantization_config.dtype), state)
         self.quantization_config.sha256 = sha256_of(index)
         return state | {INDEX_NAME: index}, {}
@@ -206,7 +197,7 @@ class PackedQuantizer(HfQuantizer):
         return model.to(dtype)
 
     def is_serializable(self) -> bool:
-        """The blobs are saved as they are."""
+        """The blobs are saved, bit for bit."""
         return True
 
     @property
@@ -238,13 +229,45 @@ def _spare_first_values(model: Any, found: set[str]) -> None:
             module._is_hf_initialized = True
 
 
-def _make_room(model: Any, name: str, head: BlobHead) -> None:
+def _make_room(model: Any, name: str, length: int) -> None:
     owner, _, leaf = name.rpartition(".")
     module = model.get_submodule(owner)
     if leaf != "weight" or not isinstance(module, nn.Linear | nn.Embedding):
         raise ValueError(f"{name} is packed, and in this model it is no weight of a linear map or an embedding")
-    room = torch.empty(head.starts()[-1], dtype=torch.uint8, device="meta")
+    room = torch.empty(length, dtype=torch.uint8, device="meta")
     model.set_submodule(owner, packed_like(module, nn.Parameter(room, requires_grad=False)))
+
+
+def _settle_weights(model: Any) -> None:
+    """Exchange what was read from files for the weights that modules compute on; one at a time is in memory twice.
+
+    Raises:
+        ValueError: one is damaged.
+    """
+    holders: dict[int, dict[str, Any]] = {}
+    for name, module in packed_modules(model).items():
+        holders.setdefault(id(module.weight), {})[name] = module
+    lengths = []
+    for modules in holders.values():
+        (name, module), *_ = modules.items()
+        with _named(name):
+            lengths.append(length_in_memory(module.weight.data))
+
+    def blobs() -> Iterator[torch.Tensor]:
+        nothing = nn.Parameter(torch.empty(0, dtype=torch.uint8), requires_grad=False)
+        for modules in holders.values():
+            (name, module), *_ = modules.items()
+            data = module.weight.data
+            for module in modules.values():
+                module.weight = nothing
+            with _named(name):
+                yield in_memory(data)
+
+    for modules, blob in zip(holders.values(), settle(lengths, blobs()), strict=True):
+        with _named(next(iter(modules))):
+            weight = PackedWeight(blob)
+        for module in modules.values():
+            module.weight = weight
 
 
 def run_natively(model: Any) -> Any:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from hf_mamba_prune.native.codes import WIDTHS
-from hf_mamba_prune.repair.levels import RowLevels, level_table
+from hf_mamba_prune.repair.levels import RowLevels
 
 _COLUMNS = 64
 """Columns whose changes are carried over to the others at once."""
@@ -22,9 +22,8 @@ _SWEEPS = 2
 _ROUNDS = 2
 _PRICE_LATER = 0.5
 """Of the price that keeping a weight has in error feedback: about as many are kept in the end as the estimate says."""
-_SHARES, _TRIES, _FEW_TRIES = (0.7, 3.1), 33, 13
-"""Scales that are tried, fewer for an estimate, beside the one that gives weights and levels the same root mean
-square: even levels of 6 bits reach to four times that of the weights, those of 2 bits to one and a half."""
+_TRIES, _FEW_TRIES = 33, 13
+"""Scales that are tried, fewer for an estimate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +78,7 @@ def round_weight(
     groups = _Groups(len(hessians), len(weight))
     solver = _Solver(torch.stack([_damped(own.double() * (by * by[:, None]).double(), damping) for own in hessians]))
     own = groups.split((weight.float() / by).contiguous())
-    grids = RowLevels(groups.split(bits), level_table(masked=keep is not None or prices is not None))
+    grids = RowLevels(groups.split(bits), masked=keep is not None or prices is not None)
     wanted = _Wanted(
         rows=own,
         keep=None if keep is None else groups.split(keep),
@@ -136,7 +135,7 @@ def nearest_errors(weight: torch.Tensor, hessian: torch.Tensor, damping: float =
     solver = _Solver(_damped(system, damping)[None])
     found = [whole]
     for width in WIDTHS[1:]:
-        grids = RowLevels(torch.full((1, len(own)), width), level_table())
+        grids = RowLevels(torch.full((1, len(own)), width))
         lost = solver.first_scales(_Wanted(rows=own[None]), grids, _FEW_TRIES).lost[0]
         found.append(torch.minimum(lost.double(), found[-1]))
     return torch.stack(found, 1)
@@ -160,7 +159,7 @@ def kept_errors(
     """
     own, system = _beside_columns(weight, hessian)
     solver = _Solver(_damped(system, damping)[None])
-    grids = RowLevels(torch.full((1, len(own)), width), level_table(masked=True))
+    grids = RowLevels(torch.full((1, len(own)), width), masked=True)
     found = [
         solver.first_scales(_Wanted(rows=own[None], prices=row[None]), grids, _FEW_TRIES)
         for row in prices.float().clamp(1e-30, 1e30)
@@ -241,11 +240,10 @@ class _Solver:
         """Those that cost least when each weight goes to its nearest level, or is zero where that costs less."""
         rows, keep = wanted.rows, wanted.keep
         weights = self._alone.expand_as(rows) if keep is None else self._alone * keep
-        size = ((rows.square() * weights).sum(2) / weights.sum(2).clamp_min(1e-30)).sqrt() / grids.sizes
+        size = ((rows.square() * weights).sum(2) / weights.sum(2).clamp_min(1e-30)).sqrt()
         best, least = torch.zeros_like(size), torch.full_like(size, torch.inf)
         lost, kept = least.clone(), torch.zeros_like(size, dtype=torch.long)
-        for share in torch.linspace(*_SHARES, tries).tolist():
-            scales = (size * share).clamp_min(1e-30)
+        for scales in grids.scales(size, tries):
             levels = grids.nearest(rows / scales[:, :, None], wanted.least(scales, self._alone))
             errors = ((rows - levels * scales[:, :, None]).square() * weights).sum(2)
             count = (levels != 0).sum(2)

@@ -136,17 +136,19 @@ class RoundingFacts:
     """To how few bits weights were rounded.
 
     Args:
-        bits: per projection weight: codes, masks, scales, tables and all.
-        embedding_bits: of a code of embeddings and head, as a mean; None where they stay as they are.
+        bits: that a projection weight takes in a file: codes, masks, scales, tables and all.
+        embedding_bits: the same of embeddings and head; None where they stay as they are.
         expected_rise: of the loss in nats per token, as the curves of all rows foretold it, those of embeddings and
             head too; None where every row got the same width, so that none were measured.
         components: of the projections.
+        memory_bits: that a projection weight takes while it is computed on, where nothing is deflated.
     """
 
     bits: float
     embedding_bits: float | None
     expected_rise: float | None
     components: tuple[WidthFacts, ...]
+    memory_bits: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import torch
 
 from hf_mamba_prune.bits.widths import BitBudget, MaskCurves, RowCurves, choose_widths, kept_prices, row_curves
 from hf_mamba_prune.native.codes import WIDTHS, plane_bytes
-from hf_mamba_prune.repair.levels import ERRORS
+from hf_mamba_prune.repair.levels import ENTROPIES, ERRORS
 from hf_mamba_prune.repair.rounding import round_weight
 
 SIZES = torch.tensor([64 * bits for bits in WIDTHS])
@@ -65,7 +65,7 @@ def test_curves_fall_with_the_bits_and_follow_rows_and_inputs():
     assert (found.losses.diff(dim=1) <= 0).all()
     assert torch.equal(found.losses[4], torch.zeros(len(WIDTHS), dtype=torch.float64))
     torch.testing.assert_close(row_curves(weight, hessian, 2 * rows).losses, 2 * found.losses)
-    assert found.sizes.tolist() == [bits * 128 for bits in WIDTHS]
+    assert found.sizes.tolist() == [80 * ENTROPIES[bits] for bits in WIDTHS]
 
 
 def masked(own: RowCurves, share: float) -> RowCurves:
@@ -147,7 +147,7 @@ def test_curves_of_masks_tell_sizes_that_rounding_has_and_fall_with_the_price():
         size = 8 * 64 * (plane_bytes(128) - 1) + width * int(found.keep.sum())
         assert size == pytest.approx(float(sizes[place]), rel=0.1)
         change = (weight - found.weight).double()
-        assert float(((change @ hessian) * change).sum()) / 2 == pytest.approx(float(losses[place]), rel=0.25)
+        assert float(((change @ hessian) * change).sum()) / 2 == pytest.approx(float(losses[place]), rel=0.3)
 
 
 def test_curves_of_masks_know_the_few_rows_that_matter():

@@ -131,7 +131,8 @@ def test_settled_matrices_multiply_as_before():
     ]
     vectors = [torch.randn(2, matrix.shape[1]) for matrix, _ in found]
     before = [matrix.multiply(x) for (matrix, _), x in zip(found, vectors, strict=True)]
-    values = settle([matrix._values.view(torch.uint8) for matrix, _ in found])
+    blobs = [matrix._values.view(torch.uint8) for matrix, _ in found]
+    values = settle([len(blob) for blob in blobs], blobs)
     for (old, dense), held, x, product in zip(found, values, vectors, before, strict=True):
         assert held.data_ptr() % 64 == 0 and held.untyped_storage().nbytes() == held.numel()
         matrix = PackedMatrix(old.shape, old.mask, held.view(old.dtype)[: old.count], old.scales)

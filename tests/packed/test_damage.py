@@ -60,8 +60,8 @@ def edit_index(folder: Path, seal: bool, change) -> None:
     [
         (damage_bit, "in model.safetensors does not have its checksum"),
         (lambda p: (p / SHARD).write_bytes((p / SHARD).read_bytes()[:-100]), "was cut short"),
-        (lambda p: describe(p, version=6), "version 6 of the packed format and this is 5"),
-        (lambda p: describe(p, version=1), "version 1 of the packed format and this is 5"),
+        (lambda p: describe(p, version=7), "version 7 of the packed format and this is 6"),
+        (lambda p: describe(p, version=1), "version 1 of the packed format and this is 6"),
         (lambda p: describe(p, sha256="0" * 64), "were not written together"),
         (lambda p: describe(p, bits=4), "does not take {'bits': 4}"),
         (lambda p: describe(p, dtype="float64"), "does not take .*float64"),

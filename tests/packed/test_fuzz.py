@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import ARCHITECTURE_CASES
 
 from hf_mamba_prune.codings.blobs import read_head
+from hf_mamba_prune.codings.storage import in_memory
 from hf_mamba_prune.packed.index import INDEX_NAME, sha256_of
 
 REFUSALS = (ValueError, RuntimeError, OSError)
@@ -38,10 +39,10 @@ SIZES = (-1, 0, 1, 7, 8, 24, 48, 63, 64, 65, 264, 1 << 20, 1 << 33, 1 << 62, -(1
 
 
 def change_head(blob: torch.Tensor, chance: random.Random) -> torch.Tensor:
-    """An older version, or another dtype, coding, mask, scales of columns, size or count."""
+    """Another version, or another dtype, coding, mask, scales of columns, size or count."""
     data = bytearray(blob.numpy().tobytes())
     if chance.random() < 0.1:
-        data[7] = chance.choice(b"24")
+        data[7] = chance.choice(b"2456")
     elif chance.random() < 0.4:
         data[chance.randrange(8, 13)] = chance.choice((*range(10), 255))
     else:
@@ -76,7 +77,7 @@ def change_part(blob: torch.Tensor, chance: random.Random) -> torch.Tensor:
 def change_length(blob: torch.Tensor, chance: random.Random) -> torch.Tensor:
     """Cut or continued."""
     more = torch.full((64,), chance.randrange(256), dtype=torch.uint8)
-    return chance.choice((blob[:-64], blob[:32], blob[:0], torch.cat([blob, more]), blob.view(-1, 8)))
+    return chance.choice((blob[:-64], blob[:32], blob[:0], torch.cat([blob, more]), blob[None]))
 
 
 CHANGES = {"head": change_head, "bytes": change_bytes, "part": change_part, "length": change_length}
@@ -89,6 +90,8 @@ def damage(folder: Path, chance: random.Random) -> None:
     config: dict[str, Any] = json.loads((folder / "config.json").read_text())
     blobs = [name for name, tensor in tensors.items() if tensor.dtype == torch.uint8]
     floats = [name for name in tensors if name not in blobs]
+    if chance.random() < 0.6:  # as files of version 5 hold them, where damage reaches all parts
+        tensors.update({name: in_memory(tensors[name]).clone() for name in blobs})
     for _ in range(chance.choice((1, 1, 2, 3))):
         kind = chance.choice(("head", "bytes", "part", "part", "part", "length", "swap", "float", "config"))
         name = chance.choice(blobs)

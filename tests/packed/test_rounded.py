@@ -30,6 +30,7 @@ from transformers import AutoModelForCausalLM
 
 from hf_mamba_prune import PackedConfig, native
 from hf_mamba_prune.codings.blobs import read_head
+from hf_mamba_prune.codings.storage import in_memory
 from hf_mamba_prune.native import library
 from hf_mamba_prune.packed.config import VERSION
 from hf_mamba_prune.packed.index import INDEX_NAME, sha256_of
@@ -171,7 +172,7 @@ MASK, LEVELS, WIDTHS = 0, 3, 4
 def test_sealed_damage_is_refused_by_every_reader(pair, tmp_path, monkeypatch, part, value, message, reader):
     shutil.copytree(pair[1], tmp_path / "p")
     tensors = load_file(tmp_path / "p" / SHARD)
-    blob = tensors[NAME]
+    blob = tensors[NAME] = in_memory(tensors[NAME]).clone()
     head = read_head(blob, len(blob))
     start, length = head.starts()[part], head.lengths()[part]
     blob[start : start + length] = value

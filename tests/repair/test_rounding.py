@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import pytest
 import torch
 
 from hf_mamba_prune.native.codes import LEVELS, levels_of
-from hf_mamba_prune.repair.levels import ERRORS, level_table, levels_of_width
+from hf_mamba_prune.repair.levels import (
+    ENTROPIES,
+    ERRORS,
+    KEPT_ENTROPIES,
+    RowLevels,
+    level_table,
+    levels_of_width,
+)
 from hf_mamba_prune.repair.rounding import round_weight
 
 
@@ -124,13 +134,34 @@ def test_inputs_that_are_not_finite_are_refused():
         round_weight(weight, hessian * torch.nan, all_rows(weight, 2))
 
 
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 6])
-def test_the_errors_of_the_tables_are_those_of_a_normal_variable(bits):
+def test_errors_and_entropies_are_those_of_a_normal_variable(bits, masked):
+    """Under a mask, of what is left of it without the 45 % nearest to zero."""
     x = torch.special.ndtri((torch.arange(100_000) + 0.5) / 100_000).float()
-    levels = levels_of_width(bits, level_table())
-    found = []
-    for scale in torch.linspace(0.02, 0.7, 300) if bits < 3 else torch.linspace(0.02, 0.3, 300):
-        near = levels[torch.bucketize(x / scale, (levels[1:] + levels[:-1]) / 2)] * scale
-        found.append(float((x - near).square().mean()))
-    assert min(found) == pytest.approx(ERRORS[bits], rel=0.06)
-    assert len(level_table()) == LEVELS and (levels[1:] > levels[:-1]).all()
+    x = x[x.abs() > 0.5978] if masked else x
+    grids, found = RowLevels(torch.full((1, 1), bits), masked), []
+    for scales in grids.scales(x.square().mean().sqrt().view(1, 1), 33):
+        levels = grids.nearest(x.view(1, 1, -1) / scales[:, :, None])
+        shares = torch.bincount(grids.codes(levels).flatten().long()).double() / len(x)
+        entropy = float(-(shares * shares.clamp_min(1e-30).log2()).sum())
+        found.append((float((x - levels * scales[:, :, None]).square().mean()), entropy))
+    error, entropy = min(found)
+    if not masked:
+        assert error == pytest.approx(ERRORS[bits], rel=0.03) and entropy == pytest.approx(ENTROPIES[bits], abs=0.03)
+    elif bits in KEPT_ENTROPIES:
+        assert entropy == pytest.approx(KEPT_ENTROPIES[bits], abs=0.1)
+
+
+@pytest.mark.parametrize("bits", [3, 4, 5, 6])
+def test_even_levels_need_more_entropy_for_less_error_than_they_were_given(bits):
+    """At the least scale that may be, error x 4^entropy is that of fine even steps, which is the best of all."""
+    assert ERRORS[bits] * 4 ** ENTROPIES[bits] == pytest.approx(2 * math.pi * math.e / 12, rel=0.08)
+
+
+def test_levels_rise():
+    for bits, masked in itertools.product((1, 2, 3, 4, 5, 6), (False, True)):
+        table = level_table(masked)
+        assert len(table) == LEVELS
+        if not (masked and bits == 5):
+            assert (levels_of_width(bits, table).diff() > 0).all()
