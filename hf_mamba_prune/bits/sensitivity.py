@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from hf_mamba_prune.masks.calibration import evaluation_mode, observe, tap_of
 from hf_mamba_prune.models.targets import Target
+from hf_mamba_prune.native.memory import give_freed_memory_back
 from hf_mamba_prune.progress import track
 from hf_mamba_prune.seeds import name_seed
 
@@ -67,6 +68,7 @@ def measure_sensitivity(
     with evaluation_mode(model), _watched(model, targets, sums):
         for batch in track(sequences.split(1), "sensitivity", "sequence"):
             _run(model, batch.to(model.device), generator, bf16)
+    give_freed_memory_back()  # what follows needs other sizes
     return {name: own.sensitivity() for name, own in sums.items()}
 
 
