@@ -199,7 +199,8 @@ def _rounding(facts: RoundingFacts) -> dict[str, object]:
         for own in facts.components
     ]
     embeddings = None if facts.embedding_bits is None else f"{round(facts.embedding_bits, 2):g}"
-    return {"bits": f"{facts.bits:.3f}", "embeddings": embeddings, "components": rows}
+    memory = None if facts.memory_bits is None else f"{facts.memory_bits:.3f}"
+    return {"bits": f"{facts.bits:.3f}", "memory": memory, "embeddings": embeddings, "components": rows}
 
 
 def _quality(dense, pruned) -> dict[str, object]:

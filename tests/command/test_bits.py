@@ -68,8 +68,9 @@ def test_bits_end_in_a_folder_whose_parts_agree(place, capsys):
     assert report.config["bits"] == 4.5 and report.speeds[-1].name == "packed"
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert f"rounded to {report.rounding.bits:.3f} bits a projection weight" in card and "## Bits" in card
+    assert f"In memory it has {report.rounding.memory_bits:.3f}" in card
     outer = f"{round(report.rounding.embedding_bits, 2):g}"
-    assert f"Embeddings and head have codes of {outer} bits" in card and "base_model_relation" not in card
+    assert f"Embeddings and head take {outer} bits a weight in the file" in card and "base_model_relation" not in card
     assert "| dense | rounded | kept |" in card and "## Sparsity" not in card and "- pruned" not in card
     assert [path.name for path in (folder / "figures").iterdir()] == ["quality.png"]
 
