@@ -100,7 +100,7 @@ def measure(arguments: argparse.Namespace) -> None:
                 found = evaluation.run(model, tokenizer)
                 ratios = {own.text: own.perplexity / was.perplexity for own, was in zip(found, base, strict=True)}
                 row = key | {"got": facts.bits, "head": facts.embedding_bits, "x": ratios, "seconds": seconds}
-                row |= {"learned": len(lessons)}
+                row |= {"learned": len(lessons), "memory": facts.memory_bits}
                 row |= {"masked": {own.name: own.zeros for own in facts.components}}
                 row |= {"like": {name: reference.likeness(model) for name, reference in references.items()}}
                 row |= {"expected": facts.expected_rise, "dense": {was.text: was.perplexity for was in base}}

@@ -133,6 +133,10 @@ def put_on_bits(model, bits: float, head: float, masks: bool = False) -> float:
     weights = sum(target.size for target in targets)
     left = bits * weights - bare - sum(map(stored_bits, grids.values()))
     mean = left / sum(target.size for target in large)
+    if not masks:  # codes take a little more than their entropy
+        rows, columns = large[0].shape
+        tried = stored_bits(coded(rows, columns, two_widths(rows, mean, ENTROPIES, 0), 0))
+        mean -= (tried - 8 * LEVELS - SCALE_BITS * (rows + columns)) / large[0].size - mean
     for number, target in enumerate(large):
         rows, columns = target.shape
         grids[target.name] = (

@@ -115,13 +115,14 @@ def draw(model: str, own: list[Point], others: list[Point]) -> None:
     for panel, (text, label) in zip(panels, TEXTS.items(), strict=True):
         for name, mark in MARKS.items():
             points = sorted((p.bits, 100 * (p.ratio - 1)) for p in own if (p.name, p.text) == (name, text))
-            panel.plot(*zip(*points, strict=True), mark, color=COLOURS[name], label=name, markersize=4)
+            if points:
+                panel.plot(*zip(*points, strict=True), mark, color=COLOURS[name], label=name, markersize=4)
         for tool, colour in (("llama.cpp", "tab:red"), ("llm-compressor", "tab:orange")):
             points = [(p.bits, 100 * (p.ratio - 1)) for p in others if p.text == text and p.name.startswith(tool)]
             points = [(bits, rise) for bits, rise in points if bits < 5 and 0.1 < rise < 200]
             panel.plot(*zip(*points, strict=True), "x", color=colour, label=tool)
-        panel.set(title=f"{model}, {label}", xlabel="bits a projection weight, all told", yscale="log")
-        panel.set_yticks([0.5, 1, 2, 5, 10, 20, 50, 100], ["0.5", "1", "2", "5", "10", "20", "50", "100"])
+        panel.set(title=f"{model}, {label}", xlabel="bits a projection weight in the file, all told", yscale="log")
+        panel.set_yticks([0.2, 0.5, 1, 2, 5, 10, 20, 50, 100], ["0.2", "0.5", "1", "2", "5", "10", "20", "50", "100"])
         panel.yaxis.set_minor_formatter(NullFormatter())
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("rise of perplexity, %")
