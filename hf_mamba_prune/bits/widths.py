@@ -296,7 +296,7 @@ def _spend_rest(
 class BitBudget:
     """The widths of weights one after the other: what one takes in a file is known when it is rounded, not before.
 
-    The last one has no zeros, so that the sum is met to what its entropy differs from the expected one.
+    The last one has no zeros, and is held in fewer bits where it takes more than is left, so that the sum is met.
 
     Args:
         curves: of all, by name, in the order that they are rounded in.
@@ -323,12 +323,17 @@ class BitBudget:
         """Take the bits of a weight that was rounded; what is left is for the others.
 
         Returns:
-            Whether that may be; otherwise the others would miss them, and the weight is to be held without zeros.
+            Whether that may be; otherwise there are not so many, or the others would miss them, and the weight is to
+            be held as it is chosen now.
         """
         own, curves = self._widths[name], self._curves[name]
         behind = self._left - own.size
         if own.price is not None and bits - own.size > _MOST_MISSED * behind:
             self._curves[name] = replace(curves, masks=None)
+            self._choose()
+            return False
+        if len(self._curves) == 1 and bits > self._left and own.size > 0:
+            self._curves[name] = replace(curves, sizes=curves.sizes * (bits / own.size))
             self._choose()
             return False
         self._drift += abs(bits - own.size)

@@ -42,7 +42,9 @@ Sparsity = Annotated[
 ]
 Bits = Annotated[
     float | None,
-    _option(PRUNING, "--bits", help="Bits of a projection weight, scales and all, such as 2.5: what to round it to."),
+    _option(
+        PRUNING, "--bits", help="Bits of a projection weight in the packed file, such as 2.5: what to round it to."
+    ),
 ]
 Size = Annotated[
     str | None,

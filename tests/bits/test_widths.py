@@ -127,6 +127,16 @@ def test_a_weight_that_takes_more_than_was_foreseen_is_held_without_zeros_where_
     assert budget.widths("small").bits.min() > 0 and again.size + budget.widths("small").size <= bits
 
 
+def test_the_last_weight_is_held_in_fewer_bits_until_it_fits():
+    """Its entropy is higher than was expected."""
+    budget = BitBudget({"first": curves(*[1.0] * 20), "last": curves(*[1.0] * 20)}, 64 * 40 * 3)
+    assert budget.spend("first", int(budget.widths("first").size))
+    left, tries = 64 * 40 * 3 - 64 * 20 * 3, 0
+    while not budget.spend("last", taken := int(1.1 * spent(budget.widths("last").bits))):
+        tries += 1
+    assert tries and 0.9 * left < taken <= left
+
+
 def test_curves_of_masks_tell_sizes_that_rounding_has_and_fall_with_the_price():
     generator = torch.Generator().manual_seed(0)
     weight, rows = torch.randn(64, 128, generator=generator), torch.ones(64)

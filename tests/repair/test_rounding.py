@@ -154,7 +154,7 @@ def test_errors_and_entropies_are_those_of_a_normal_variable(bits, masked):
 
 
 @pytest.mark.parametrize("bits", [3, 4, 5, 6])
-def test_even_levels_need_more_entropy_for_less_error_than_they_were_given(bits):
+def test_even_levels_lose_what_the_best_steps_lose_at_their_entropy(bits):
     """At the least scale that may be, error x 4^entropy is that of fine even steps, which is the best of all."""
     assert ERRORS[bits] * 4 ** ENTROPIES[bits] == pytest.approx(2 * math.pi * math.e / 12, rel=0.08)
 
