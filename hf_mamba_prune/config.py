@@ -39,7 +39,7 @@ class PruningConfig:
         sparsity: share of the prunable weights to set to zero, 0 <= sparsity < 1; default: that of `pattern`, or 0.5.
         bits: per projection weight in the packed file, all told, 0.3 to 6.5: each projection is rounded in the way
             that serves the whole best, its rows to widths of their own or the weights that a mask keeps to one;
-            embeddings and head to codes of 3 to 6 bits, which may cost a twentieth of what that does; None: not at all.
+            embeddings and head to 3 to 6 bits, which may cost a twentieth of what that does; None: not at all.
         size: of the packed file in bytes, instead of `bits`; all of it is divided where it is worth most.
         zeros: whether `bits` or `size` may choose masks. Without them a packed model decodes faster and, below
             about 2.5 bits, loses more at the same size.
